@@ -1,0 +1,89 @@
+"""The network of pre-training."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from hyspark_nnunet.architectures.plan_arguments import check_dimensions
+from hyspark_nnunet.building_blocks.encoder import HybridEncoder
+from hyspark_nnunet.building_blocks.reconstruction_decoder import Densify, ReconstructionDecoder
+
+FINEST_WIDTH = 48
+
+
+class HySparKMaskedAutoencoder(nn.Module):
+    """HySparK's masked autoencoder: the encoder sees the visible mask units, the decoder rebuilds the image.
+
+    Source: HySparK (arXiv 2408.05815), section 2. The arguments are plan-shaped, as in dynamic-network-architectures.
+
+    Args:
+        input_channels: channels of the image and of the reconstruction.
+        n_stages: number of stages n, at least 2.
+        features_per_stage: n channel counts.
+        conv_op: torch.nn.Conv3d or Conv2d.
+        kernel_sizes: n kernel sizes, per axis, odd.
+        strides: n strides, per axis; the first is 1.
+        n_blocks_per_stage: n numbers of MedNeXt blocks.
+        expansion_per_stage: n expansions of the MedNeXt blocks.
+        vit_n_blocks: transformer blocks on the last stage.
+        vit_num_heads: their heads; None: heads of size 32.
+        decoder_width: channels of the decoder at the coarsest level; None: 48 * 2^(n-1), so that the finest has 48.
+
+    Raises:
+        ValueError: arguments that do not fit together, each with its value.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        n_stages: int,
+        features_per_stage: Sequence[int],
+        conv_op: type[_ConvNd],
+        kernel_sizes: Sequence[Sequence[int]],
+        strides: Sequence[Sequence[int]],
+        n_blocks_per_stage: Sequence[int],
+        expansion_per_stage: Sequence[int],
+        vit_n_blocks: int = 3,
+        vit_num_heads: int | None = None,
+        decoder_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_dimensions(conv_op, kernel_sizes, strides)
+        self.encoder = HybridEncoder(
+            input_channels,
+            n_stages,
+            features_per_stage,
+            kernel_sizes,
+            strides,
+            n_blocks_per_stage,
+            expansion_per_stage,
+            vit_n_blocks,
+            vit_num_heads,
+        )
+        if decoder_width is None:
+            decoder_width = FINEST_WIDTH * 2 ** (n_stages - 1)
+        self.decoder = ReconstructionDecoder(decoder_width, input_channels, strides, kernel_sizes)
+        channels = self.encoder.output_channels[:0:-1]
+        self.densify = Densify(channels, decoder_width, list(kernel_sizes)[:0:-1])
+
+    def forward(
+        self, image: Tensor, visible: Tensor, num_visible: int | None = None, visible_blocks: bool = True
+    ) -> Tensor:
+        """Rebuilds an image from its visible mask units.
+
+        Args:
+            image: (B, input_channels, *spatial).
+            visible: BoolTensor (B, 1, *grid), True = kept, equally many per sample.
+            num_visible: visible units of each sample, where known: then nothing waits for the device.
+            visible_blocks: False: the plain way, dense convolutions and a mask, for comparison.
+
+        Returns:
+            reconstruction (B, input_channels, *spatial), each mask unit standardised (see ``reconstruction_loss``).
+
+        Raises:
+            ValueError: the image is no whole number of mask units, or the mask does not fit it.
+        """
+        features = self.encoder.features(image, visible, num_visible, visible_blocks)
+        # the finest feature is left out: the decoder ends at full resolution without a skip
+        return self.decoder(self.densify(features[:0:-1], visible))

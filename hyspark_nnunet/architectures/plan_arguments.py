@@ -1,0 +1,21 @@
+"""Checks of plan-shaped arguments that both networks share."""
+
+from collections.abc import Sequence
+
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
+from torch.nn.modules.conv import _ConvNd
+
+
+def check_dimensions(
+    conv_op: type[_ConvNd], kernel_sizes: Sequence[Sequence[int]], strides: Sequence[Sequence[int]]
+) -> None:
+    """Kernels and strides have as many axes as the convolution.
+
+    Raises:
+        ValueError: they have not; names the value.
+    """
+    dims = convert_conv_op_to_dim(conv_op)
+    for name, values in {"kernel_sizes": kernel_sizes, "strides": strides}.items():
+        for stage, value in enumerate(values):
+            if len(value) != dims:
+                raise ValueError(f"{name}[{stage}] is {tuple(value)}, but {conv_op.__name__} has {dims} axes")

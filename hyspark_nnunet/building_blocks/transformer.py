@@ -1,0 +1,80 @@
+"""The vision transformer at the bottleneck, and the fixed positions of its tokens."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+def sincos_positions(grid: Sequence[int], channels: int, device: torch.device | None = None) -> Tensor:
+    """Fixed sine-cosine positions of the voxels of a grid.
+
+    With d axes: p = channels // (2 d) frequencies 10000^(-j / p); sine and cosine of every axis in turn; zeros where
+    the channels are no multiple of 2 d. Computed in torch float32, as the release does: so they equal its stored ones
+    to the bit.
+
+    Args:
+        grid: voxels per axis.
+        channels: width of a token.
+
+    Returns:
+        float32 (prod(grid), channels), row-major.
+
+    Raises:
+        ValueError: fewer channels than 2 d.
+    """
+    per_axis = channels // (2 * len(grid))
+    if per_axis == 0:
+        raise ValueError(
+            f"{channels} channels cannot hold positions on {len(grid)} axes: at least {2 * len(grid)} needed"
+        )
+    omega = 1.0 / 10000 ** (torch.arange(per_axis, dtype=torch.float32, device=device) / per_axis)
+    axes = [torch.arange(n, dtype=torch.float32, device=device) for n in grid]
+    parts = []
+    for coordinate in torch.meshgrid(*axes, indexing="ij"):
+        angle = coordinate.flatten()[:, None] * omega
+        parts += [angle.sin(), angle.cos()]
+    positions = torch.cat(parts, dim=1)
+    return nn.functional.pad(positions, (0, channels - positions.shape[1]))
+
+
+class VisionTransformer(nn.Module):
+    """Pre-norm transformer blocks on the bottleneck's voxels, and a final LayerNorm.
+
+    The blocks are timm's: qkv laid out (3, heads, head size), exact GELU, MLP ratio 4, LayerNorm eps 1e-5.
+
+    Args:
+        channels: width of a token.
+        n_blocks: number of transformer blocks.
+        num_heads: heads of each block.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+    """
+
+    def __init__(self, channels: int, n_blocks: int, num_heads: int) -> None:
+        super().__init__()
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(f"{num_heads} attention heads do not divide {channels} channels of the last stage")
+        norm = partial(nn.LayerNorm, eps=1e-5)
+        self.blocks = nn.ModuleList(
+            Block(channels, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(n_blocks)
+        )
+        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.apply(self.initialize)
+
+    @staticmethod
+    def initialize(module: nn.Module) -> None:
+        """Linear layers Xavier uniform with zero bias, as the release has them."""
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Tokens (B, T, C) with positions broadcastable to them; returns (B, T, C)."""
+        tokens = tokens + positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)

@@ -1,0 +1,45 @@
+"""The loss of pre-training."""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from hyspark_nnunet.building_blocks.layouts import to_channels_last, to_units
+
+
+def reconstruction_loss(reconstruction: Tensor, image: Tensor, visible: Tensor) -> Tensor:
+    """Mean squared error of the hidden mask units, each standardised by its own mean and variance.
+
+    A loss of 1 is what predicting every unit's mean gives. Computed in float32 or better, also under autocast: the
+    variance of a CT patch overflows half precision. Source: HySparK (arXiv 2408.05815), section 2; the standardised
+    target is that of MAE (arXiv 2111.06377), section 3.
+
+    Args:
+        reconstruction: (B, C, *spatial), in standardised units.
+        image: (B, C, *spatial).
+        visible: BoolTensor (B, 1, *grid), True = kept.
+
+    Returns:
+        scalar: mean over voxels and channels of a unit, then over the hidden units.
+    """
+    error = unit_errors(reconstruction, image, visible.shape[2:])
+    hidden = ~visible.flatten(1)
+    # by selection, not by a product: a visible unit's error must not matter, whatever it is
+    return torch.where(hidden, error, error.new_zeros(())).sum() / hidden.sum()
+
+
+def unit_errors(reconstruction: Tensor, image: Tensor, grid: tuple[int, ...] | torch.Size) -> Tensor:
+    """Mean squared error of every mask unit against the standardised image, (B, L), units in row-major order."""
+    with torch.autocast(image.device.type, enabled=False):
+        target, predicted = (_units(tensor, grid) for tensor in (image, reconstruction))
+        variance, mean = torch.var_mean(target, dim=2, keepdim=True)  # unbiased
+        target = (target - mean) * (variance + 1e-6).rsqrt()
+        return (predicted - target).square().mean(dim=(2, 3))
+
+
+def _units(image: Tensor, grid: tuple[int, ...] | torch.Size) -> Tensor:
+    """(B, L, voxels of a unit, C), in float32 or better."""
+    block = [n // g for n, g in zip(image.shape[2:], grid, strict=True)]
+    units = to_units(to_channels_last(image.to(torch.promote_types(image.dtype, torch.float32))), block)
+    return units.reshape(len(image), prod(grid), prod(block), image.shape[1])
