@@ -170,12 +170,13 @@ class SegmentationDecoder(nn.Module):
         total, sizes = 0, [list(input_size)]
         for stride in self.strides[1:]:
             sizes.append([n // s for n, s in zip(sizes[-1], stride, strict=True)])
-        for level, head, size in zip(self.levels, self.seg_layers, sizes[-2::-1], strict=True):
-            out, up = level.fusion.conv1.out_channels, level.up_block
-            skip = level.skip_block
-            channels = 2 * skip.project.out_features + skip.expand.out_features
-            channels += up.expand.in_features + up.expand.out_features + 2 * out + 3 * out
+        for level, head, size, coarse in zip(self.levels, self.seg_layers, sizes[-2::-1], sizes[:0:-1], strict=True):
+            skip, up, out = level.skip_block, level.up_block, level.fusion.conv1.out_channels
+            channels = 2 * skip.project.out_features + skip.expand.out_features + 3 * out
             if self.deep_supervision or head is self.seg_layers[-1]:
                 channels += head.out_channels
-            total += channels * prod(size)
+            # the block that goes up writes before it is padded
+            up_voxels = prod(s * (n - 1) + 1 for n, s in zip(coarse, up.stride, strict=True))
+            up_channels = up.expand.in_features + up.expand.out_features + 2 * out
+            total += channels * prod(size) + up_channels * up_voxels
         return total

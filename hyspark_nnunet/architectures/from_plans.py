@@ -1,0 +1,127 @@
+"""From an nnU-Net plan to the arguments of the networks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pydoc import locate
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+MAX_STRIDE = 16
+MAX_STAGES = 5
+OWN_ARCHITECTURE = "hyspark_nnunet.architectures.HySparKUNet"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of the networks; a network of n stages takes the first n entries of each list.
+
+    Args:
+        features_per_stage: channels of the stages.
+        n_blocks_per_stage: MedNeXt blocks of the stages.
+        expansion_per_stage: expansions of the MedNeXt blocks.
+        vit_n_blocks: transformer blocks.
+        finest_width: channels of the reconstruction decoder at full resolution.
+    """
+
+    features_per_stage: tuple[int, ...]
+    n_blocks_per_stage: tuple[int, ...]
+    expansion_per_stage: tuple[int, ...]
+    vit_n_blocks: int
+    finest_width: int
+
+
+PRESETS: Mapping[str, Preset] = {
+    "S": Preset((16, 32, 64, 128, 192), (1, 1, 2, 2, 1), (2, 3, 3, 3, 2), 2, 24),
+    # HySparK-B of the release
+    "B": Preset((32, 64, 128, 256, 384), (1, 1, 3, 3, 1), (2, 4, 4, 4, 2), 3, 48),
+    "L": Preset((48, 96, 192, 384, 576), (1, 2, 4, 4, 1), (2, 4, 4, 4, 2), 6, 48),
+}
+
+
+def n_stages_taken(strides: Sequence[Sequence[int]]) -> int:
+    """How many of a plan's stages the encoder takes.
+
+    Stages are taken until every axis that still divides has reached stride 16, five at most.
+
+    Args:
+        strides: of all stages of the plan, per axis.
+
+    Raises:
+        ValueError: the plan has no second stage.
+    """
+    if len(strides) < 2:
+        raise ValueError(f"the plan has {len(strides)} stage with strides {strides}, but HySparK needs at least 2 stages")
+    taken = 1
+    while taken < min(len(strides), MAX_STAGES):
+        reached = [prod(axis) for axis in zip(*strides[:taken], strict=True)]
+        still_divides = [any(s > 1 for s in axis) for axis in zip(*strides[taken:], strict=True)]
+        if not any(more and stride < MAX_STRIDE for more, stride in zip(still_divides, reached, strict=True)):
+            break
+        taken += 1
+    return max(taken, 2)
+
+
+def check_supported(configuration: ConfigurationManager, name: str) -> None:
+    """Refuses configurations that HySparK does not train.
+
+    Args:
+        configuration: of a plan.
+        name: of the configuration.
+
+    Raises:
+        ValueError: a 2d configuration.
+    """
+    if len(configuration.patch_size) != 3:
+        raise ValueError(
+            f"configuration '{name}' has the {len(configuration.patch_size)}d patch size "
+            f"{tuple(configuration.patch_size)}: HySparK trains 3d configurations (3d_fullres, 3d_lowres)"
+        )
+
+
+def encoder_arguments(configuration: ConfigurationManager, preset: str) -> dict[str, Any]:
+    """Plan-shaped arguments that both networks share.
+
+    A plan that names HySparKUNet says everything itself; of any other plan the strides and kernel sizes are taken, and
+    channels, blocks and expansions from the preset, the last stage with one block and expansion 2.
+
+    Args:
+        configuration: of the plan.
+        preset: "S", "B" or "L".
+
+    Raises:
+        ValueError: the plan has fewer than two stages.
+    """
+    plan = configuration.network_arch_init_kwargs
+    conv_op = plan.get("conv_op", "torch.nn.modules.conv.Conv3d")
+    conv_op = locate(conv_op) if isinstance(conv_op, str) else conv_op
+    if configuration.network_arch_class_name == OWN_ARCHITECTURE:
+        names = ("n_stages", "features_per_stage", "kernel_sizes", "strides", "n_blocks_per_stage")
+        names += ("expansion_per_stage", "vit_n_blocks", "vit_num_heads")
+        return {"conv_op": conv_op, **{name: plan[name] for name in names if name in plan}}
+    strides = [_per_axis(s, conv_op) for s in plan["strides"]]
+    kernel_sizes = [_per_axis(k, conv_op) for k in plan["kernel_sizes"]]
+    n, sizes = n_stages_taken(strides), PRESETS[preset]
+    return {
+        "conv_op": conv_op,
+        "n_stages": n,
+        "features_per_stage": sizes.features_per_stage[:n],
+        "kernel_sizes": kernel_sizes[:n],
+        "strides": strides[:n],
+        "n_blocks_per_stage": (*sizes.n_blocks_per_stage[: n - 1], 1),
+        "expansion_per_stage": (*sizes.expansion_per_stage[: n - 1], 2),
+        "vit_n_blocks": sizes.vit_n_blocks,
+    }
+
+
+def decoder_width(n_stages: int, preset: str, width: int | None) -> int:
+    """Width of the reconstruction decoder: as given, or the preset's finest width doubled per level."""
+    return PRESETS[preset].finest_width * 2 ** (n_stages - 1) if width is None else width
+
+
+def _per_axis(value: int | Sequence[int], conv_op: type[nn.Module]) -> tuple[int, ...]:
+    """nnU-Net's plans give one number for all axes or one per axis."""
+    dims = 2 if conv_op is nn.Conv2d else 3
+    return (value,) * dims if isinstance(value, int) else tuple(value)

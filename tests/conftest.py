@@ -1,0 +1,64 @@
+"""Geometries that the tests of the networks share."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A network's plan-shaped arguments with an image size that fits."""
+
+    name: str
+    image_size: tuple[int, ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
+    input_channels: int = 1
+    features: tuple[int, ...] = (4, 6, 8, 12, 16)
+
+    def arguments(self) -> dict:
+        n = len(self.strides)
+        return {
+            "input_channels": self.input_channels,
+            "n_stages": n,
+            "features_per_stage": self.features[:n],
+            "conv_op": torch.nn.Conv3d if len(self.image_size) == 3 else torch.nn.Conv2d,
+            "kernel_sizes": self.kernel_sizes,
+            "strides": self.strides,
+            "n_blocks_per_stage": (1, 2, 1, 1, 1)[:n],
+            "expansion_per_stage": (2, 3, 2, 2, 2)[:n],
+            "vit_n_blocks": 2,
+            "vit_num_heads": 2,
+        }
+
+
+def _cubic(n: int) -> dict:
+    return {"kernel_sizes": ((3, 3, 3),) * n, "strides": ((1, 1, 1),) + ((2, 2, 2),) * (n - 1)}
+
+
+GEOMETRIES = [
+    Geometry("two stages, cube", (8, 8, 8), **_cubic(2)),
+    Geometry("four stages, not a cube", (16, 24, 40), **_cubic(4)),
+    Geometry("five stages", (32, 48, 16), **_cubic(5)),
+    Geometry(
+        "anisotropic, two channels",
+        (4, 24, 16),
+        kernel_sizes=((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        strides=((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2)),
+        input_channels=2,
+    ),
+    Geometry(
+        "strides 3 and 4, kernel 5",
+        (9, 24, 12),
+        kernel_sizes=((5, 3, 3), (1, 5, 3), (3, 3, 3)),
+        strides=((1, 1, 1), (3, 4, 2), (1, 2, 2)),
+        input_channels=3,
+    ),
+    Geometry("plane", (24, 32), kernel_sizes=((3, 3),) * 3, strides=((1, 1), (2, 2), (2, 2)), input_channels=2),
+]
+
+
+@pytest.fixture(params=GEOMETRIES, ids=lambda geometry: geometry.name)
+def geometry(request: pytest.FixtureRequest) -> Geometry:
+    return request.param
