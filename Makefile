@@ -1,0 +1,58 @@
+# make env      builds .venv with everything in it       make test     linters, types and tests
+# make demo     the whole way on made data               make parity   numbers of the public release
+#
+# Other versions: make env TORCH=torch==2.12.0; another Python: make env PYTHON=python3.12
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+NNUNETV2 ?= nnunetv2==2.8.1
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PINS := $(VENV)/constraints.txt
+STAMP := $(VENV)/installed.stamp
+# of pip's many lines, those that show where it is
+PROGRESS := { grep --line-buffered -E '^ *(Collecting|Downloading|Installing|Successfully)' || true; }
+
+.PHONY: env demo test parity clean FORCE
+
+env: $(STAMP)
+
+$(BIN)/python:
+	@echo "env 1/4: virtual environment $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"Python {sys.version.split()[0]} is too old: hyspark_nnunet needs 3.10 or later; name one with: make env PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV)
+
+# Without the constraint pip would replace this torch: the newest torchvision asks for the newest torch.
+# The file changes, and the environment is installed anew, only when other versions are asked for.
+$(PINS): FORCE | $(BIN)/python
+	@printf '%s\n' '$(TORCH)' '$(NNUNETV2)' | cmp -s - $@ || printf '%s\n' '$(TORCH)' '$(NNUNETV2)' > $@
+
+$(STAMP): setup.py pyproject.toml $(PINS)
+	@echo "env 2/4: $(TORCH), $(NNUNETV2) and what they need (this takes some minutes)"
+	@$(PIP) install --progress-bar off --constraint $(PINS) '$(TORCH)' '$(NNUNETV2)' | $(PROGRESS)
+	@echo "env 3/4: hyspark_nnunet, editable, with its development tools"
+	@$(PIP) install --progress-bar off --constraint $(PINS) --editable '.[dev]' | $(PROGRESS)
+	@echo "env 4/4: does torchvision fit this torch?"
+	@$(BIN)/hyspark_nnunet doctor --only torchvision --mend
+	@touch $@
+	@echo "env: ready; activate it with: source $(BIN)/activate"
+
+demo: env
+	$(BIN)/python -m hyspark_nnunet.demo
+
+test: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+parity: env
+	$(BIN)/python -m pytest tests/test_parity.py -v
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,71 @@
+"""The reconstruction error of a whole case, patch by patch."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+from torch import Tensor
+
+from hyspark_nnunet.masking import mask_grid, view_at
+from hyspark_nnunet.training.held_out import fixed_mask
+from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.visualisation import restore_intensities
+
+
+class CaseReconstruction(NamedTuple):
+    """What became of one case.
+
+    Attributes:
+        loss: mean of the patches' ``reconstruction_loss``; 1 is what predicting each unit's mean gives.
+        mean_absolute_error: over hidden voxels, in units of the preprocessed intensities.
+        n_patches: patches that cover the case.
+        image: (C, *patch), the patch in the middle.
+        visible: BoolTensor (1, *grid) of that patch.
+        restored: (C, *patch), its reconstruction in intensities.
+    """
+
+    loss: float
+    mean_absolute_error: float
+    n_patches: int
+    image: Tensor
+    visible: Tensor
+    restored: Tensor
+
+
+def reconstruct_case(
+    image: Tensor,
+    patch_size: Sequence[int],
+    unit: Sequence[int],
+    mask_ratio: float,
+    reconstruct: Callable[[Tensor, Tensor], Tensor],
+) -> CaseReconstruction:
+    """Covers a case with patches, hides units of each by a fixed mask, and compares.
+
+    Args:
+        image: preprocessed, (C, *spatial); padded with zeros where smaller than a patch.
+        patch_size: voxels per axis.
+        unit: voxels of a mask unit per axis.
+        mask_ratio: share of hidden units.
+        reconstruct: image (C, *patch) and visible (1, *grid) to the standardised reconstruction (C, *patch).
+    """
+    image = pad_nd_image(image, tuple(patch_size))
+    grid = mask_grid(patch_size, unit)
+    steps = compute_steps_for_sliding_window(tuple(image.shape[1:]), tuple(patch_size), 1.0)
+    corners = torch.cartesian_prod(*(torch.tensor(s) for s in steps)).view(-1, len(steps)).tolist()
+    losses, errors = [], []
+    middle = len(corners) // 2
+    for index, corner in enumerate(corners):
+        patch = image[(slice(None), *(slice(c, c + p) for c, p in zip(corner, patch_size, strict=True)))]
+        visible = fixed_mask(index, 1, grid, mask_ratio)[0]
+        reconstruction = reconstruct(patch, visible)
+        restored = restore_intensities(reconstruction, patch, unit)
+        hidden = ~view_at(visible[None], unit)[0].expand_as(patch)
+        losses.append(reconstruction_loss(reconstruction[None], patch[None], visible[None]).item())
+        errors.append((restored - patch)[hidden].abs().mean().item())
+        if index == middle:
+            shown = (patch, visible, restored)
+    return CaseReconstruction(
+        sum(losses) / len(losses), sum(errors) / len(errors), len(corners), shown[0], shown[1], shown[2]
+    )

@@ -1,0 +1,82 @@
+"""The patches and masks by which pre-training is judged: drawn once, the same in every epoch."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from torch import Tensor
+
+from hyspark_nnunet.masking import sample_visible
+
+SEED = 2408_05815  # HySparK's arXiv number
+
+
+def fixed_mask(index: int, batch_size: int, grid: Sequence[int], mask_ratio: float) -> Tensor:
+    """The held-out mask number ``index``: the same in every epoch, run and process. BoolTensor (B, 1, *grid), CPU."""
+    generator = torch.Generator().manual_seed(SEED + index)
+    return sample_visible(batch_size, grid, mask_ratio, generator)
+
+
+class HeldOutPatches:
+    """Batches of held-out patches with fixed masks, served in the same order in every epoch.
+
+    They are kept in main memory, as float32: 50 batches of 2 patches of 128^3 voxels take 0.8 GB.
+
+    Args:
+        loader: nnU-Net's loader of the held-out cases; drawn from once, with a fixed seed.
+        n_batches: batches of an epoch.
+        grid: mask units per axis of a patch.
+        mask_ratio: share of hidden units.
+        rank: of this process; every rank draws patches of its own and the same masks.
+        pin_memory: for copies to a CUDA device.
+    """
+
+    def __init__(
+        self,
+        loader: nnUNetDataLoader,
+        n_batches: int,
+        grid: Sequence[int],
+        mask_ratio: float,
+        rank: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        # nnU-Net's loader draws from NumPy's global generator
+        before = np.random.get_state()
+        np.random.seed((SEED + rank) % 2**32)
+        try:
+            drawn = [loader.generate_train_batch() for _ in range(n_batches)]
+        finally:
+            np.random.set_state(before)
+        self.batches = []
+        for index, batch in enumerate(drawn):
+            image = batch["data"].pin_memory() if pin_memory else batch["data"]
+            visible = fixed_mask(index, len(image), grid, mask_ratio)
+            self.batches.append({"data": image, "visible": visible, "keys": list(batch["keys"])})
+        self._position = 0
+
+    def restart(self) -> None:
+        """Makes the first batch the next."""
+        self._position = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        return self
+
+    def __next__(self) -> dict:
+        batch = self.batches[self._position % len(self.batches)]
+        self._position += 1
+        return batch
+
+    def examples(self, count: int) -> list[tuple[str, Tensor, Tensor]]:
+        """Up to ``count`` (case, image (C, *spatial), visible (1, *grid)), of different cases as far as there are."""
+        every = [
+            (key, image, visible)
+            for batch in self.batches
+            for key, image, visible in zip(batch["keys"], batch["data"], batch["visible"], strict=True)
+        ]
+        seen: set[str] = set()
+        first, again = [], []
+        for example in every:
+            (again if example[0] in seen else first).append(example)
+            seen.add(example[0])
+        return (first + again)[:count]

@@ -1,0 +1,344 @@
+"""Self-supervised pre-training on preprocessed nnU-Net data sets."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
+from hyspark_nnunet.architectures.from_plans import decoder_width, encoder_arguments
+from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
+from hyspark_nnunet.training.case_reconstruction import reconstruct_case
+from hyspark_nnunet.training.held_out import HeldOutPatches
+from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.recipe import PretrainRecipe, resolve_recipe
+from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
+from hyspark_nnunet.training.trainer import HySparKTrainer
+from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities
+
+# what remains of nnU-Net's augmentation without the recipe's intensity_augmentation
+SPATIAL_TRANSFORMS = (
+    Convert3DTo2DTransform,
+    Convert2DTo3DTransform,
+    SpatialTransform,
+    MirrorTransform,
+    MaskImageTransform,
+)
+
+
+def without_intensity_changes(transforms: ComposeTransforms) -> ComposeTransforms:
+    """Only the transforms that move voxels; a label is not needed behind them either."""
+    return ComposeTransforms([t for t in transforms.transforms if isinstance(t, SPATIAL_TRANSFORMS)])
+
+
+class HySparKPretrainTrainer(HySparKTrainer):
+    """Pre-trains HySparK's masked autoencoder; labels are used for nothing but nnU-Net's foreground sampling.
+
+    Source: HySparK (arXiv 2408.05815). nnU-Net's data loading, spatial augmentation, AMP, compile, DDP and checkpoints.
+    """
+
+    recipe_class = PretrainRecipe
+    recipe: PretrainRecipe
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+        self.unit = unit_size(encoder_arguments(self.configuration_manager, self.recipe.preset)["strides"])
+        self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
+        self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
+        self.mask_generator = torch.Generator()
+        seed = self.recipe.seed
+        # ranks draw different masks
+        self.mask_generator.manual_seed(self.mask_generator.seed() if seed is None else seed + self.local_rank)
+
+    def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
+        if settings.previous_stage_name is not None:
+            raise ValueError(
+                f"configuration '{name}' is the second stage of a cascade, whose input holds the first stage's "
+                f"segmentation: pre-train on '{settings.previous_stage_name}' or 3d_fullres"
+            )
+        arguments = encoder_arguments(settings, self.recipe.preset)
+        grid = mask_grid(settings.patch_size, unit_size(arguments["strides"]))
+        num_visible_units(grid, self.recipe.mask_ratio)
+        width, halvings = self.recipe.decoder_width, arguments["n_stages"] - 1
+        if width is not None and width % 2**halvings:
+            raise ValueError(
+                f"decoder_width {width} cannot be halved {halvings} times, once per stage of this plan: choose a "
+                f"multiple of {2**halvings}"
+            )
+
+    # ------------------------------------------------------------------------------------------------ network
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """HySparKMaskedAutoencoder for the plan and the sizes its "hyspark" section names."""
+        section = configuration_manager.configuration.get("hyspark")
+        recipe = resolve_recipe(PretrainRecipe, section, environment={})
+        arguments = encoder_arguments(configuration_manager, recipe.preset)
+        width = decoder_width(arguments["n_stages"], recipe.preset, recipe.decoder_width)
+        return HySparKMaskedAutoencoder(input_channels=num_input_channels, decoder_width=width, **arguments)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Pre-training has no deep supervision."""
+
+    def plot_network_architecture(self) -> None:
+        """nnU-Net's plot runs the network on an image alone; this network needs a mask."""
+
+    def _build_loss(self) -> Any:
+        return reconstruction_loss
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> ProgressScheduler:
+        recipe = self.recipe
+        return ProgressScheduler(
+            optimizer,
+            self.num_epochs,
+            partial(warmup_cosine, warmup_fraction=recipe.warmup_fraction),
+            partial(cosine_between, start=recipe.weight_decay, end=recipe.final_weight_decay),
+        )
+
+    # --------------------------------------------------------------------------------------------------- data
+
+    def get_dataloaders(self) -> tuple[Any, HeldOutPatches]:
+        """nnU-Net's training loader without label work, and the fixed held-out patches.
+
+        Mirrors nnUNetTrainer.get_dataloaders.
+        """
+        patch_size = self.configuration_manager.patch_size
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        transforms = self.get_training_transforms(
+            patch_size,
+            rotation,
+            None,
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+        )
+        if not self.recipe.intensity_augmentation:
+            transforms = without_intensity_changes(transforms)
+        dataset_tr, dataset_val = self.get_tr_and_val_datasets()
+        if self.fold == "all":
+            self.print_to_log_file(
+                "Fold 'all' trains on every case: the validation loss is of training cases, under fixed patches and masks."
+            )
+
+        def loader(dataset: Any, initial_size: Any, transforms: BasicTransform | None) -> nnUNetDataLoader:
+            return nnUNetDataLoader(
+                dataset,
+                self.batch_size,
+                initial_size,
+                patch_size,
+                self.label_manager,
+                oversample_foreground_percent=self.oversample_foreground_percent,
+                probabilistic_oversampling=self.probabilistic_oversampling,
+                transforms=transforms,
+            )
+
+        held_out = HeldOutPatches(
+            loader(dataset_val, patch_size, None),
+            self.num_val_iterations_per_epoch,
+            self.grid,
+            self.recipe.mask_ratio,
+            self.local_rank,
+            pin_memory=self.device.type == "cuda",
+        )
+        training_loader = loader(dataset_tr, initial_patch_size, transforms)
+        processes = get_allowed_n_proc_DA()
+        if processes == 0:
+            return SingleThreadedAugmenter(training_loader, None), held_out
+        augmenter = NonDetMultiThreadedAugmenter(
+            data_loader=training_loader,
+            transform=None,
+            num_processes=processes,
+            num_cached=max(6, processes // 2),
+            seeds=None,
+            pin_memory=self.device.type == "cuda",
+            wait_time=0.002,
+        )
+        _ = next(augmenter)  # starts the processes
+        return augmenter, held_out
+
+    # -------------------------------------------------------------------------------------------------- steps
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cuda") if self.device.type == "cuda" else dummy_context()
+
+    def _loss_of(self, image: Tensor, visible: Tensor) -> Tensor:
+        with self._autocast():
+            reconstruction = self.network(image, visible, self.num_visible)
+        return self.loss(reconstruction, image, visible)
+
+    def train_step(self, batch: dict) -> dict:
+        self.advance_schedule()
+        image = batch["data"].to(self.device, non_blocking=True)
+        visible = sample_visible(len(image), self.grid, self.recipe.mask_ratio, self.mask_generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss_of(image, visible.to(self.device, non_blocking=True))
+        if self.grad_scaler is None:
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
+            self.optimizer.step()
+        else:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.dataloader_val.restart()
+
+    def validation_step(self, batch: dict) -> dict:
+        image = batch["data"].to(self.device, non_blocking=True)
+        visible = batch["visible"].to(self.device, non_blocking=True)
+        return {"loss": self._loss_of(image, visible).cpu().numpy()}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        losses = self.gather([output["loss"] for output in val_outputs])
+        self.logger.log("val_losses", np.mean(losses), self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Logs, checkpoints and pictures; the best checkpoint is that of the lowest validation loss.
+
+        Mirrors nnUNetTrainer.on_epoch_end, which judges by a Dice that pre-training does not have.
+        """
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        train_loss, val_loss, start, end = (
+            self.logger.get_value(key, step=-1)
+            for key in ("train_losses", "val_losses", "epoch_start_timestamps", "epoch_end_timestamps")
+        )
+        self.print_to_log_file("train_loss", np.round(train_loss, decimals=4))
+        self.print_to_log_file("val_loss", np.round(val_loss, decimals=4))
+        self.print_to_log_file(f"Epoch time: {np.round(end - start, decimals=2)} s")
+
+        # nnU-Net's field for the best value so far, which its checkpoints carry: here the lowest validation loss
+        if self._best_ema is None or val_loss < self._best_ema:
+            self._best_ema = float(val_loss)
+            self.print_to_log_file(f"New best validation loss: {np.round(val_loss, decimals=4)}")
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
+        done, last = self.current_epoch + 1, self.current_epoch + 1 == self.num_epochs
+        if done % self.save_every == 0 and not last:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        if self.local_rank == 0:
+            progress_picture(self.logger.get_value, Path(self.output_folder) / "progress.png")
+            if done == 1 or last or done % self.recipe.picture_every == 0:
+                self._picture_held_out(Path(self.output_folder) / "reconstructions" / f"epoch_{done:04d}.png", done)
+        self.current_epoch += 1
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"mask_generator_state": self.mask_generator.get_state()}
+
+    def restore_extra_state(self, checkpoint: dict[str, Any]) -> None:
+        self.mask_generator.set_state(checkpoint["mask_generator_state"].cpu())
+
+    # ------------------------------------------------------------------------------------------------ results
+
+    @torch.no_grad()
+    def _reconstruct(self, image: Tensor, visible: Tensor) -> Tensor:
+        """Standardised reconstruction (C, *spatial) of one patch, float32 on the CPU."""
+        with self._autocast():
+            reconstruction = self.bare_network(
+                image[None].to(self.device), visible[None].to(self.device), self.num_visible
+            )
+        return reconstruction[0].float().cpu()
+
+    def _picture_held_out(self, path: Path, epoch: int) -> None:
+        examples = self.dataloader_val.examples(self.recipe.num_pictures)
+        if not examples:
+            return
+        self.network.eval()
+        rows = []
+        for case, image, visible in examples:
+            restored = restore_intensities(self._reconstruct(image, visible), image, self.unit)
+            rows.append((case, image, visible, restored))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reconstruction_pictures(rows, path, title=f"epoch {epoch}", spacing=self.configuration_manager.spacing)
+
+    @torch.no_grad()
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's last step: here the reconstruction error of every validation case, and pictures of the first few.
+
+        Args:
+            save_probabilities: not used, pre-training has none.
+        """
+        self.network.eval()
+        folder = Path(self.output_folder) / "validation"
+        folder.mkdir(parents=True, exist_ok=True)
+        _, keys = self.do_split()
+        keys = sorted(keys)
+        pictured = set(keys[: self.recipe.num_pictures])
+        if self.is_ddp:
+            keys = keys[self.local_rank :: torch.distributed.get_world_size()]
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, keys)
+        results = []
+        for key in keys:
+            data, _, _, _ = dataset.load_case(key)
+            case = reconstruct_case(
+                torch.from_numpy(np.asarray(data[:], dtype=np.float32)),
+                self.configuration_manager.patch_size,
+                self.unit,
+                self.recipe.mask_ratio,
+                self._reconstruct,
+            )
+            metrics = {"reconstruction_loss": case.loss, "mean_absolute_error": case.mean_absolute_error}
+            results.append({"case": key, "n_patches": case.n_patches, "metrics": metrics})
+            self.print_to_log_file(f"{key}: reconstruction loss {case.loss:.4f} over {case.n_patches} patches")
+            if key in pictured:
+                row = (key, case.image, case.visible, case.restored)
+                reconstruction_pictures(
+                    [row], folder / f"{key}.png", title=key, spacing=self.configuration_manager.spacing
+                )
+        results = sorted(self.gather(results), key=lambda result: result["case"])
+        if self.local_rank == 0:
+            self._write_summary(results, folder / "summary.json")
+
+    def _write_summary(self, results: list[dict], path: Path) -> None:
+        names = ("reconstruction_loss", "mean_absolute_error")
+        mean = {name: float(np.mean([result["metrics"][name] for result in results])) for name in names}
+        summary = {
+            "metric_per_case": results,
+            "mean": mean,
+            "mask_ratio": self.recipe.mask_ratio,
+            "mask_unit": list(self.unit),
+            "epoch": self.current_epoch,
+        }
+        beside = path.with_name(f"{path.name}.tmp")
+        beside.write_text(json.dumps(summary, indent=2))
+        os.replace(beside, path)
+        self.logger.log_summary("final_val/reconstruction_loss", mean["reconstruction_loss"])
+        self.print_to_log_file(f"Validation complete: {path}")
+        self.print_to_log_file("Mean reconstruction loss: ", mean["reconstruction_loss"])

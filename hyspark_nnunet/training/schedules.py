@@ -1,0 +1,107 @@
+"""Learning rate and weight decay over a training.
+
+The curves are pure functions of the training's progress, 0 at its start and 1 at its end, so that a training that is
+continued goes on where it was, and shorter trainings run through the same curve.
+"""
+
+import math
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+
+# of the peak learning rate; source: SparK (arXiv 2301.03580), pretrain/utils/lr_control.py, which HySparK builds on
+WARMUP_START = 0.005
+COSINE_END = 0.001
+
+
+def warmup_cosine(
+    progress: float, warmup_fraction: float, start: float = WARMUP_START, final: float = COSINE_END
+) -> float:
+    """Factor on the learning rate: a line from ``start`` up to 1, then half a cosine down to ``final``.
+
+    Args:
+        progress: of the training, in [0, 1].
+        warmup_fraction: part of the training that warms up, in [0, 1).
+        start: factor at progress 0 (unused without a warm-up).
+        final: factor at progress 1.
+    """
+    if progress < warmup_fraction:
+        return _line(progress / warmup_fraction, start, 1.0)
+    return cosine_between(_after(progress, warmup_fraction), 1.0, final)
+
+
+def warmup_polynomial(
+    progress: float, warmup_fraction: float, exponent: float = 0.9, start: float = WARMUP_START
+) -> float:
+    """Factor on the learning rate: a line from ``start`` up to 1, then nnU-Net's polynomial down to 0.
+
+    Without a warm-up it is nnU-Net's PolyLRScheduler.
+
+    Args:
+        progress: of the training, in [0, 1].
+        warmup_fraction: part of the training that warms up, in [0, 1).
+        exponent: of the polynomial.
+        start: factor at progress 0 (unused without a warm-up).
+    """
+    if progress < warmup_fraction:
+        return _line(progress / warmup_fraction, start, 1.0)
+    return (1 - _after(progress, warmup_fraction)) ** exponent
+
+
+def cosine_between(progress: float, start: float, end: float) -> float:
+    """Half a cosine from ``start`` at progress 0 to ``end`` at progress 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _line(progress: float, start: float, end: float) -> float:
+    return start + (end - start) * progress
+
+
+def _after(progress: float, warmup_fraction: float) -> float:
+    """Progress of what follows the warm-up."""
+    return (progress - warmup_fraction) / (1 - warmup_fraction)
+
+
+class ProgressScheduler:
+    """Sets learning rate and weight decay for a fractional epoch; takes the place of nnU-Net's PolyLRScheduler.
+
+    What it sets depends on the epoch alone: it has no state to save, and a training continues on its curve.
+
+    Args:
+        optimizer: each group's learning rate is its peak, kept as ``group["initial_lr"]`` like PyTorch's schedulers do.
+        num_epochs: length of the training.
+        lr_factor: from progress in [0, 1] to the factor on the peak learning rate.
+        weight_decay: from progress to the weight decay of the groups that have one now; the others keep zero. None
+            leaves all groups as they are.
+
+    Raises:
+        ValueError: the training has no epoch.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_epochs: int,
+        lr_factor: Callable[[float], float],
+        weight_decay: Callable[[float], float] | None = None,
+    ) -> None:
+        if num_epochs < 1:
+            raise ValueError(f"num_epochs is {num_epochs}, but a schedule needs at least 1 epoch")
+        self.optimizer = optimizer
+        self.num_epochs = num_epochs
+        self.lr_factor = lr_factor
+        self.weight_decay = weight_decay
+        # kept here, too: loading an optimizer's state brings the groups of the checkpoint, maybe of another recipe
+        self.initial_lrs = [float(group.setdefault("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        self.decays = [group.get("weight_decay", 0) != 0 for group in optimizer.param_groups]
+        self.step(0)
+
+    def step(self, epoch: float) -> None:
+        """Sets the groups' values for this epoch; 2.5 is the middle of the third."""
+        progress = min(max(epoch / self.num_epochs, 0.0), 1.0)
+        factor = self.lr_factor(progress)
+        for group, initial_lr, decays in zip(self.optimizer.param_groups, self.initial_lrs, self.decays, strict=True):
+            group["initial_lr"] = initial_lr
+            group["lr"] = initial_lr * factor
+            if decays and self.weight_decay is not None:
+                group["weight_decay"] = self.weight_decay(progress)

@@ -1,0 +1,303 @@
+"""Pictures of pre-training: what was hidden, what the network made of it, and how the loss went.
+
+Figures are drawn without pyplot: no global state, so they can be made inside a trainer or a worker process.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+PLANES = ("axial", "coronal", "sagittal")  # the plane at a fixed first, second, third axis
+HIDDEN_COLOUR = (84, 110, 148)  # slate blue: no grey value can be mistaken for it
+BACKGROUND = (16, 17, 20)
+NOT_JUDGED = (46, 49, 57)  # visible voxels in the column of errors
+ERROR_COLOURS = "inferno"
+COLUMNS = ("input", "visible to the network", "reconstruction", "absolute error, hidden voxels")
+CAPTION = (
+    "Hidden blocks show the prediction with the input block's own mean and spread put back: the network predicts each "
+    "block standardised, its level and contrast are not predicted."
+)
+
+
+class Panels(NamedTuple):
+    """One row of a picture.
+
+    Attributes:
+        input: (height, width), uint8.
+        masked: (height, width, 3), uint8: hidden mask units in HIDDEN_COLOUR.
+        reconstruction: (height, width), uint8: hidden units of the reconstruction, visible ones of the input.
+        error: (height, width), the absolute error; NaN at visible voxels.
+        aspect: height of a voxel over its width.
+        place: which slice.
+    """
+
+    input: npt.NDArray[np.uint8]
+    masked: npt.NDArray[np.uint8]
+    reconstruction: npt.NDArray[np.uint8]
+    error: FloatArray
+    aspect: float
+    place: int
+
+
+def restore_intensities(reconstruction: Tensor, image: Tensor, unit: Sequence[int]) -> Tensor:
+    """Puts back the mean and the standard deviation that the loss takes out of each mask unit.
+
+    The inverse of the standardised target of ``reconstruction_loss``: per unit and channel, sqrt(variance + 1e-6) with
+    the unbiased variance of the input.
+
+    Args:
+        reconstruction: (C, *spatial), standardised per unit.
+        image: (C, *spatial), the network's input before masking.
+        unit: voxels of a mask unit per axis.
+
+    Returns:
+        (C, *spatial), in the image's intensities, float32 or better.
+
+    Raises:
+        ValueError: shapes differ, or the image is no whole number of units.
+    """
+    if reconstruction.shape != image.shape:
+        raise ValueError(f"reconstruction is {tuple(reconstruction.shape)}, but image is {tuple(image.shape)}")
+    spatial = image.shape[1:]
+    if len(spatial) != len(unit) or any(n % u for n, u in zip(spatial, unit, strict=True)):
+        raise ValueError(f"image of {tuple(spatial)} voxels is no whole number of mask units of {tuple(unit)} voxels")
+    split = [size for n, u in zip(spatial, unit, strict=True) for size in (n // u, u)]
+    inside_unit = tuple(range(2, 1 + len(split), 2))
+    dtype = torch.promote_types(image.dtype, torch.float32)  # the variance of a CT patch overflows half
+    blocks = image.to(dtype).reshape(image.shape[0], *split)
+    variance, mean = torch.var_mean(blocks, dim=inside_unit, keepdim=True)
+    predicted = reconstruction.to(dtype).reshape(blocks.shape)
+    return (predicted * (variance + 1e-6).sqrt() + mean).reshape(image.shape)
+
+
+def reconstruction_picture(
+    image: npt.ArrayLike | Tensor,
+    visible: npt.ArrayLike | Tensor,
+    reconstruction: npt.ArrayLike | Tensor,
+    path: Path | str,
+    title: str | None = None,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    channel: int = 0,
+) -> None:
+    """Writes input, masked input, reconstruction and absolute error, in three planes, as one PNG.
+
+    The plane's names hold for nnU-Net's usual order of axes (z, y, x).
+
+    Args:
+        image: (C, z, y, x).
+        visible: bool (1, *grid) or (*grid), True = kept.
+        reconstruction: (C, z, y, x), in the image's intensities (see ``restore_intensities``).
+        path: of the PNG; replaced as a whole.
+        title: above the picture.
+        spacing: size of a voxel (z, y, x).
+        channel: which one is shown.
+
+    Raises:
+        ValueError: shapes that do not fit together, or no such channel.
+    """
+    reconstruction_pictures([("", image, visible, reconstruction)], path, title, spacing, channel)
+
+
+def reconstruction_pictures(
+    examples: Sequence[tuple[str, npt.ArrayLike | Tensor, npt.ArrayLike | Tensor, npt.ArrayLike | Tensor]],
+    path: Path | str,
+    title: str | None = None,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    channel: int = 0,
+) -> None:
+    """``reconstruction_picture`` of several examples (name, image, visible, reconstruction), one below the other."""
+    if not examples:
+        raise ValueError("no examples to draw")
+    rows = [
+        (name, plane, panels)
+        for name, image, visible, reconstruction in examples
+        for plane, panels in zip(PLANES, _panels(image, visible, reconstruction, spacing, channel), strict=True)
+    ]
+    heights = [panels.input.shape[0] * panels.aspect / panels.input.shape[1] for _, _, panels in rows]
+    column, caption = 2.6, 0.45  # inches
+    header = 0.45 + (0.35 if title else 0)
+    width, height = 0.75 + 4 * column + 0.75, header + column * sum(heights) + 0.08 * len(rows) + caption
+    figure = _figure(width, height, BACKGROUND)
+    grid = figure.add_gridspec(
+        len(rows),
+        5,
+        width_ratios=[1, 1, 1, 1, 0.05],
+        height_ratios=heights,
+        left=0.62 / width,
+        right=1 - 0.55 / width,
+        bottom=caption / height,
+        top=1 - header / height,
+        wspace=0.03,
+        hspace=0.08 / (column * sum(heights) / len(rows)),
+    )
+    errors = np.concatenate([panels.error[np.isfinite(panels.error)] for _, _, panels in rows])
+    largest = float(np.percentile(errors, 99.5)) if errors.size else 1.0
+    colour_map = colormaps[ERROR_COLOURS].with_extremes(bad=_unit_range(NOT_JUDGED))
+    colours = ScalarMappable(Normalize(0, largest or 1.0), colour_map)
+    for index, (name, plane, panels) in enumerate(rows):
+        shown: tuple[np.ndarray, ...] = (panels.input, panels.masked, panels.reconstruction, panels.error)
+        origin = "upper" if plane == "axial" else "lower"  # back of the patient down; head up
+        for place, picture in enumerate(shown):
+            axes = figure.add_subplot(grid[index, place])
+            _draw(axes, picture, panels.aspect, origin, colours if place == 3 else None)
+            if place == 0:
+                axes.set_ylabel(f"{name}\n{plane}, slice {panels.place}".strip(), color="white", fontsize=9)
+            if index == 0:
+                axes.set_title(COLUMNS[place], color="white", fontsize=10)
+    bar = figure.colorbar(colours, cax=figure.add_subplot(grid[:, 4]))
+    bar.ax.tick_params(colors="white", labelsize=8)
+    bar.outline.set_visible(False)
+    if title:
+        figure.text(0.5, 1 - 0.28 / height, title, color="white", fontsize=13, ha="center", va="center")
+    figure.text(0.5, 0.2 / height, CAPTION, color="#b9bec9", fontsize=8, ha="center", va="center")
+    _save(figure, path, dpi=110)
+
+
+def progress_picture(log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Sequence[Any]], path: Path | str) -> None:
+    """Writes reconstruction loss, learning rate and duration over the epochs as one PNG.
+
+    Args:
+        log: the lists of nnU-Net's local logger by name, as in a checkpoint's "logging"; or the logger's ``get_value``.
+            Lists of unequal length (an epoch that is not over) are cut to the shortest.
+        path: of the PNG; replaced as a whole.
+    """
+
+    def lists(*names: str) -> list[FloatArray]:
+        found = [list(log(name, None) if callable(log) else log.get(name, ())) for name in names]
+        length = min(len(values) for values in found)
+        return [np.array(values[:length], dtype=np.float64) for values in found]
+
+    figure = _figure(13, 3.9)
+    losses, rates, durations = figure.subplots(1, 3)
+    train, validation = lists("train_losses", "val_losses")
+    _curve(losses, train, "training", "#8c96a8")
+    _curve(losses, validation, "validation, fixed patches and masks", "#c8553d")
+    losses.axhline(1, color="black", linewidth=1, linestyle="--", label="predicting each block's mean")
+    losses.set_title("reconstruction loss of hidden blocks")
+    losses.legend(frameon=False, fontsize=8)
+
+    (rate,) = lists("lrs")
+    _curve(rates, rate, "learning rate", "#2f6690")
+    rates.set_title("learning rate")
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+
+    start, end = lists("epoch_start_timestamps", "epoch_end_timestamps")
+    _curve(durations, end - start, "duration", "#3a7d44")
+    durations.set_title("duration of an epoch, s")
+    durations.set_ylim(bottom=0)
+    for axes in (losses, rates, durations):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e4e6ea", linewidth=0.8)
+        axes.set_axisbelow(True)
+    figure.tight_layout()
+    _save(figure, path, dpi=110)
+
+
+def _panels(
+    image: npt.ArrayLike | Tensor,
+    visible: npt.ArrayLike | Tensor,
+    reconstruction: npt.ArrayLike | Tensor,
+    spacing: Sequence[float],
+    channel: int,
+) -> list[Panels]:
+    """The rows of one example; one window for all, from the 0.5 to the 99.5 percentile of the input."""
+    whole, rebuilt = (np.asarray(_on_cpu(array), dtype=np.float32) for array in (image, reconstruction))
+    kept = np.asarray(_on_cpu(visible), dtype=bool)
+    if whole.ndim != 4 or whole.shape != rebuilt.shape:
+        raise ValueError(f"image {whole.shape} and reconstruction {rebuilt.shape} must both be (C, z, y, x) and equal")
+    if not 0 <= channel < len(whole):
+        raise ValueError(f"channel {channel} does not exist: the image has {len(whole)} channel(s), counted from 0")
+    grid: tuple[int, ...] = kept.shape[-3:]
+    kept = kept.reshape(grid)
+    if any(n % g for n, g in zip(whole.shape[1:], grid, strict=True)):
+        raise ValueError(f"image of {whole.shape[1:]} voxels is no whole number of units of the mask {grid}")
+    unit = tuple(n // g for n, g in zip(whole.shape[1:], grid, strict=True))
+    hidden = np.kron(~kept, np.ones(unit, dtype=bool))
+    volume, rebuilt_volume = whole[channel], np.where(hidden, rebuilt[channel], whole[channel])
+    low, high = np.percentile(volume, (0.5, 99.5))
+
+    rows = []
+    for axis in range(3):
+        index = _informative_slice(kept, axis, unit[axis])
+        flat, covered, predicted = (np.take(array, index, axis) for array in (volume, hidden, rebuilt_volume))
+        grey = _grey(flat, low, high)
+        masked = np.repeat(grey[..., None], 3, axis=-1)
+        masked[covered] = HIDDEN_COLOUR
+        error = np.where(covered, np.abs(predicted - flat), np.nan).astype(np.float32)
+        first, second = (float(s) for place, s in enumerate(spacing) if place != axis)
+        rows.append(Panels(grey, masked, _grey(predicted, low, high), error, first / second, index))
+    return rows
+
+
+def _informative_slice(visible: BoolArray, axis: int, width: int) -> int:
+    """The slice nearest the middle which crosses hidden and visible units; failing that, hidden ones."""
+    hidden = ~visible.swapaxes(0, axis).reshape(visible.shape[axis], -1)
+    layers = hidden.any(1) & ~hidden.all(1)
+    if not layers.any():
+        layers = hidden.any(1)
+    slices = np.flatnonzero(np.repeat(layers, width)) if layers.any() else np.arange(visible.shape[axis] * width)
+    middle = visible.shape[axis] * width // 2
+    return int(slices[np.abs(slices - middle).argmin()])
+
+
+def _grey(plane: FloatArray, low: float, high: float) -> npt.NDArray[np.uint8]:
+    scaled = (np.nan_to_num(plane) - low) / max(high - low, 1e-8)
+    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _on_cpu(array: npt.ArrayLike | Tensor) -> npt.ArrayLike:
+    return array.detach().float().cpu().numpy() if isinstance(array, Tensor) else array  # NumPy knows no bfloat16
+
+
+def _unit_range(colour: tuple[int, int, int]) -> tuple[float, float, float]:
+    return colour[0] / 255, colour[1] / 255, colour[2] / 255
+
+
+def _figure(width: float, height: float, background: tuple[int, int, int] = (255, 255, 255)) -> Figure:
+    figure = Figure(figsize=(width, height), facecolor=_unit_range(background))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw(axes: Axes, picture: np.ndarray, aspect: float, origin: Any, colours: ScalarMappable | None) -> None:
+    """One panel, voxels as they are: no interpolation between them."""
+    if colours is not None:
+        picture = colours.to_rgba(np.ma.masked_invalid(picture))
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect, origin=origin, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _curve(axes: Axes, values: npt.NDArray[np.floating], label: str, colour: str) -> None:
+    marker = "o" if len(values) < 30 else None  # a single epoch is a point, not a line
+    axes.plot(np.arange(1, len(values) + 1), values, color=colour, marker=marker, markersize=3.5, label=label)
+
+
+def _save(figure: Figure, path: Path | str, dpi: int) -> None:
+    """Writes a file beside it first: whoever looks while training runs sees a whole picture."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(beside, format="png", dpi=dpi)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
