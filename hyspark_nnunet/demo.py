@@ -127,7 +127,7 @@ class EpochLine:
         if found:
             self.seen[found[1]] = re.sub(r"np\.float\d+\((.*?)\)", r"\1", found[2])
         if not text.startswith("Epoch time"):
-            return text if re.match(r"\S+: reconstruction loss |Mean Validation Dice", text) else None
+            return text if re.match(r"Mean (reconstruction loss|Validation Dice)", text) else None
         parts = [f"epoch {int(self.seen.get('Epoch', 0)) + 1}/{self.epochs}"]
         names = {"train_loss": "train loss", "val_loss": "validation loss", "Pseudo dice": "Dice", "Epoch time": ""}
         parts += [f"{shown} {self.seen[name]}".strip() for name, shown in names.items() if name in self.seen]
@@ -255,18 +255,23 @@ def run_demo(arguments: argparse.Namespace) -> None:
     demo.run([*command, "-np", demo.processes, "-npfp", demo.processes])
     say(f"      {check_plans(folder)}")
 
-    shared = {"HYSPARK_PRESET": "S", "HYSPARK_INITIAL_LR": 1e-3, "HYSPARK_WARMUP_FRACTION": 0.1}
+    shared = {"HYSPARK_PRESET": "S", "HYSPARK_WARMUP_FRACTION": 0.1}
     demo.headline("Pre-train on the scans without labels")
     epochs = arguments.epochs_pretrain
     recipe = shared | {"HYSPARK_NUM_EPOCHS": epochs, "HYSPARK_NUM_ITERATIONS_PER_EPOCH": 20}
-    recipe |= {"HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": 4, "HYSPARK_PICTURE_EVERY": 5, "HYSPARK_NUM_PICTURES": 2}
+    recipe |= {
+        "HYSPARK_INITIAL_LR": 1e-3,
+        "HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": 4,
+        "HYSPARK_PICTURE_EVERY": 5,
+        "HYSPARK_NUM_PICTURES": 2,
+    }
     train = ["nnUNetv2_train", str(UNLABELLED[0]), CONFIGURATION, "all", "-tr", PRETRAINER]
     demo.run([*train, *device], recipe, EpochLine(epochs))
 
     demo.headline("Fine-tune on the scans with labels")
     epochs = arguments.epochs_finetune
     recipe = shared | {"HYSPARK_NUM_EPOCHS": epochs, "HYSPARK_NUM_ITERATIONS_PER_EPOCH": 15}
-    recipe |= {"HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": 3}
+    recipe |= {"HYSPARK_INITIAL_LR": 2e-3, "HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": 3}
     weights = demo.results(DATASETS[0], PRETRAINER) / "checkpoint_final.pth"
     train = ["nnUNetv2_train", str(LABELLED[0]), CONFIGURATION, "all", "-tr", FINETUNER]
     demo.run([*train, "-pretrained_weights", str(weights), *device], recipe, EpochLine(epochs))
@@ -296,9 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hyspark_nnunet.demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything lands (default: demo)")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo made in the folder")
-    parser.add_argument("--epochs-pretrain", type=int, default=12, help="of 20 steps (default: 12)")
-    parser.add_argument("--epochs-finetune", type=int, default=8, help="of 15 steps (default: 8)")
-    parser.add_argument("--unlabelled", type=int, default=24, help="scans to pre-train on (default: 24)")
+    parser.add_argument("--epochs-pretrain", type=int, default=10, help="of 20 steps (default: 10)")
+    parser.add_argument("--epochs-finetune", type=int, default=10, help="of 15 steps (default: 10)")
+    parser.add_argument("--unlabelled", type=int, default=16, help="scans to pre-train on (default: 16)")
     parser.add_argument("--labelled", type=int, default=6, help="scans to fine-tune on (default: 6)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="default: cpu")
     parser.add_argument("--processes", type=int, default=2, help="of preprocessing and evaluation (default: 2)")

@@ -55,14 +55,14 @@ def make_case(seed: int | Sequence[int], shape: tuple[int, int, int] = (72, 80, 
     rng = np.random.default_rng(seed)
     depth, height, width = (EXTENT_MM / np.array(shape) * rng.uniform(0.95, 1.05, 3)).round(3).tolist()
     where = _deformed_coordinates(shape, rng)
-    body, fat = _body(where, rng)
+    body, fat, chest = _body(where, rng)
 
     liver_distance = _ellipsoid(where, _jitter(rng, (-0.1, -0.05, -0.36)), _jitter(rng, (0.48, 0.42, 0.40), 0.08))
     liver = (liver_distance < 1) & body & ~fat
     spine_core, spine, canal = _spine(where, rng)
     kidney_distance = np.minimum(
-        _ellipsoid(where, _jitter(rng, (-0.55, 0.30, -0.42)), _jitter(rng, (0.30, 0.17, 0.16), 0.08)),
-        _ellipsoid(where, _jitter(rng, (-0.45, 0.30, 0.42)), _jitter(rng, (0.30, 0.17, 0.16), 0.08)),
+        _ellipsoid(where, _jitter(rng, (-0.52, 0.30, -0.42)), _jitter(rng, (0.36, 0.21, 0.20), 0.05)),
+        _ellipsoid(where, _jitter(rng, (-0.45, 0.30, 0.42)), _jitter(rng, (0.36, 0.21, 0.20), 0.05)),
     )
     kidneys = (kidney_distance < 1) & body & ~fat & ~spine
     heart = _ellipsoid(where, _jitter(rng, (0.62, -0.22, 0.08)), _jitter(rng, (0.34, 0.26, 0.24), 0.08)) < 1
@@ -72,7 +72,7 @@ def make_case(seed: int | Sequence[int], shape: tuple[int, int, int] = (72, 80, 
         _ellipsoid(where, _jitter(rng, (0.80, 0.03, -0.43)), lung_radii),
         _ellipsoid(where, _jitter(rng, (0.80, 0.03, 0.43)), lung_radii),
     )
-    in_lungs = (lungs < 1) & (liver_distance > 1.3) & body & ~fat & ~spine & ~heart & ~aorta & ~kidneys
+    in_lungs = (lungs < 1) & (liver_distance > 1.3) & chest & ~spine & ~heart & ~aorta & ~kidneys
     liver &= ~kidneys & ~spine
 
     image = np.full(shape, -1000.0, dtype=np.float32)
@@ -102,7 +102,7 @@ def make_case(seed: int | Sequence[int], shape: tuple[int, int, int] = (72, 80, 
 
 
 def write_dataset(
-    raw_folder: Path,
+    raw_folder: Path | str,
     dataset_id: int,
     name: str,
     n_train: int,
@@ -113,8 +113,9 @@ def write_dataset(
 ) -> Path:
     """Writes made scans as a raw dataset of nnU-Net.
 
-    nnU-Net wants a label file for every training case. For ``labelled=False`` it is what a threshold at -300 HU gives
-    (``body``): no knowledge of the organs goes into it.
+    nnU-Net wants a label file for every training case. For ``labelled=False`` it is the body: a threshold at -300 HU
+    with the holes of each axial slice filled, so that the lungs count, as they do where they have a label, when nnU-Net
+    looks at the intensities. No knowledge of the organs goes into it.
 
     Args:
         raw_folder: nnU-Net's raw folder (``nnUNet_raw``).
@@ -122,7 +123,7 @@ def write_dataset(
         name: what follows ``Dataset001_``.
         n_train: cases in imagesTr and labelsTr.
         n_test: cases in imagesTs and labelsTs.
-        labelled: organs, or a threshold's foreground.
+        labelled: organs, or only the body.
         seed: other seeds, other cases.
         shape: voxels (z, y, x) of every case.
 
@@ -141,7 +142,7 @@ def write_dataset(
             (folder / f"{part}{split}").mkdir(parents=True)
         for index in cases:
             case = make_case((seed, dataset_id, index), shape)
-            segmentation = case.organs if labelled else (case.image > BODY_THRESHOLD_HU).astype(np.uint8)
+            segmentation = case.organs if labelled else _threshold_body(case.image)
             identifier = f"made_{index:03d}"
             _write(case.image.astype(np.int16), case.spacing, folder / f"images{split}" / f"{identifier}_0000")
             _write(segmentation, case.spacing, folder / f"labels{split}" / identifier)
@@ -155,6 +156,11 @@ def write_dataset(
         description="Made volumes, not scans of people; see hyspark_nnunet/demo_data.py",
     )
     return folder
+
+
+def _threshold_body(image: FloatArray) -> npt.NDArray[np.uint8]:
+    filled = [ndimage.binary_fill_holes(plane) for plane in image > BODY_THRESHOLD_HU]
+    return np.stack(filled).astype(np.uint8)
 
 
 def _write(array: np.ndarray, spacing: Sequence[float], stem: Path) -> None:
@@ -186,11 +192,11 @@ def _tube(where: FloatArray, centre: tuple[float, float], radius: float) -> Bool
     return (where[1] - centre[0]) ** 2 + (where[2] - centre[1]) ** 2 < radius**2
 
 
-def _body(where: FloatArray, rng: np.random.Generator) -> tuple[BoolArray, BoolArray]:
-    """The trunk and, as its rim, the fat under the skin."""
+def _body(where: FloatArray, rng: np.random.Generator) -> tuple[BoolArray, BoolArray, BoolArray]:
+    """The trunk; as its rim, the fat under the skin; and what the chest wall leaves to the lungs."""
     depth, width = 0.72 * rng.uniform(0.95, 1.05), 0.90 * rng.uniform(0.96, 1.04)
     distance = np.abs(where[1] / depth) ** 2.4 + np.abs(where[2] / (width - 0.05 * where[0] ** 2)) ** 2.4
-    return distance < 1, (distance < 1) & (distance > rng.uniform(0.80, 0.88))
+    return distance < 1, (distance < 1) & (distance > rng.uniform(0.80, 0.88)), distance < 0.66
 
 
 def _spine(where: FloatArray, rng: np.random.Generator) -> tuple[BoolArray, BoolArray, BoolArray]:

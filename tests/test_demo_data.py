@@ -89,7 +89,10 @@ class TestWriteDataset:
         folder = write_dataset(tmp_path, 1, "Made", n_train=1, labelled=False, shape=SMALL)
         image = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "imagesTr" / "made_000_0000.nii.gz")))
         label = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / "made_000.nii.gz")))
-        np.testing.assert_array_equal(label, image > BODY_THRESHOLD_HU)
+        assert label[image > BODY_THRESHOLD_HU].all()
+        assert label[make_case((0, 1, 0), SMALL).organs == ORGANS["lungs"]].mean() > 0.99
+        assert not label[:, 0, 0].any()
+        assert 0.3 < label.mean() < 0.8
 
     def test_train_and_test_cases_differ(self, tmp_path: Path) -> None:
         folder = write_dataset(tmp_path, 1, "Made", n_train=2, n_test=1, shape=SMALL)

@@ -8,7 +8,9 @@ def test_unit_is_the_product_of_the_strides() -> None:
     assert unit_size([(1, 1, 1), (1, 2, 2), (2, 2, 2)]) == (2, 4, 4)
 
 
-@pytest.mark.parametrize(("grid", "ratio", "expected"), [((6, 6, 6), 0.75, 54), ((5, 7, 5), 0.75, 44), ((2, 1), 0.5, 1)])
+@pytest.mark.parametrize(
+    ("grid", "ratio", "expected"), [((6, 6, 6), 0.75, 54), ((5, 7, 5), 0.75, 44), ((2, 1), 0.5, 1)]
+)
 def test_number_of_visible_units(grid: tuple, ratio: float, expected: int) -> None:
     assert num_visible_units(grid, ratio) == expected
 
@@ -49,7 +51,9 @@ def test_view_at_a_finer_grid() -> None:
 
 
 def test_patch_that_is_no_multiple_of_the_unit() -> None:
-    with pytest.raises(ValueError, match=r"\(40, 56, 40\) is not divisible by the mask unit \(16, 16, 16\).*\[32, 64, 32\]"):
+    with pytest.raises(
+        ValueError, match=r"\(40, 56, 40\) is not divisible by the mask unit \(16, 16, 16\).*\[32, 64, 32\]"
+    ):
         mask_grid((40, 56, 40), (16, 16, 16))
 
 

@@ -53,7 +53,9 @@ def n_stages_taken(strides: Sequence[Sequence[int]]) -> int:
         ValueError: the plan has no second stage.
     """
     if len(strides) < 2:
-        raise ValueError(f"the plan has {len(strides)} stage with strides {strides}, but HySparK needs at least 2 stages")
+        raise ValueError(
+            f"the plan has {len(strides)} stage with strides {strides}, but HySparK needs at least 2 stages"
+        )
     taken = 1
     while taken < min(len(strides), MAX_STAGES):
         reached = [prod(axis) for axis in zip(*strides[:taken], strict=True)]

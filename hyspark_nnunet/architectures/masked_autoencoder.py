@@ -68,7 +68,11 @@ class HySparKMaskedAutoencoder(nn.Module):
         self.densify = Densify(channels, decoder_width, list(kernel_sizes)[:0:-1])
 
     def forward(
-        self, image: Tensor, visible: Tensor, num_visible: int | None = None, visible_blocks: bool = True
+        self,
+        image: Tensor,
+        visible: Tensor | None = None,
+        num_visible: int | None = None,
+        visible_blocks: bool = True,
     ) -> Tensor:
         """Rebuilds an image from its visible mask units.
 
@@ -82,8 +86,13 @@ class HySparKMaskedAutoencoder(nn.Module):
             reconstruction (B, input_channels, *spatial), each mask unit standardised (see ``reconstruction_loss``).
 
         Raises:
-            ValueError: the image is no whole number of mask units, or the mask does not fit it.
+            ValueError: there is no mask, the image is no whole number of mask units, or the mask does not fit it.
         """
+        if visible is None:  # nnU-Net's prediction calls a network with the image alone
+            raise ValueError(
+                "HySparKMaskedAutoencoder needs a mask: it rebuilds images and segments nothing. To predict, fine-tune "
+                "it first with -tr HySparKFinetuneTrainer -pretrained_weights"
+            )
         features = self.encoder.features(image, visible, num_visible, visible_blocks)
         # the finest feature is left out: the decoder ends at full resolution without a skip
         return self.decoder(self.densify(features[:0:-1], visible))

@@ -66,7 +66,9 @@ def from_reference(state: Mapping[str, Tensor]) -> Conversion:
     """
     form = reference_form(state)
     if form is None:
-        raise ValueError(f"not a state dict of the HySparK release: it has no stem. Its names begin with {_first(state)}")
+        raise ValueError(
+            f"not a state dict of the HySparK release: it has no stem. Its names begin with {_first(state)}"
+        )
     n_stages = _count(state, r"(?:sparse_encoder\.)?embeddings\.layer(\d+)\.")
     converted, dropped, unknown = {}, [], []
     for name, tensor in state.items():
@@ -78,7 +80,9 @@ def from_reference(state: Mapping[str, Tensor]) -> Conversion:
         else:
             converted[ours] = _flatten(ours, tensor)
     if unknown:
-        raise ValueError(f"{len(unknown)} names of the state dict are not known from the HySparK release: {_first(unknown)}")
+        raise ValueError(
+            f"{len(unknown)} names of the state dict are not known from the HySparK release: {_first(unknown)}"
+        )
     return Conversion(converted, dropped)
 
 

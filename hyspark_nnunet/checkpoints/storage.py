@@ -54,7 +54,9 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}: give the path of a .pth file, such as checkpoint_final.pth")
+        raise FileNotFoundError(
+            f"no checkpoint file at {path}: give the path of a .pth file, such as checkpoint_final.pth"
+        )
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): its writing was cut off; take another checkpoint")
     try:
@@ -65,7 +67,9 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
             f"Reading said: {_first_line(error)}"
         ) from error
     except Exception as error:  # bytes that are no checkpoint fail in the reader in any way
-        raise ValueError(f"{path} is not a readable checkpoint (truncated, or another kind of file): {_first_line(error)}") from error
+        raise ValueError(
+            f"{path} is not a readable checkpoint (truncated, or another kind of file): {_first_line(error)}"
+        ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, but a checkpoint is a dictionary of tensors")
     return checkpoint

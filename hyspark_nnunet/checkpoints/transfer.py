@@ -57,7 +57,9 @@ class TransferReport:
             rows[entry.part, entry.fate, entry.why].append(entry)
         lines = [f"{'part':<28}{'':<10}{'tensors':>8}{'parameters':>14}  why"]
         for (part, fate, why), entries in rows.items():
-            lines.append(f"{part:<28}{fate:<10}{len(entries):>8}{sum(e.parameters for e in entries):>14,}  {why}".rstrip())
+            lines.append(
+                f"{part:<28}{fate:<10}{len(entries):>8}{sum(e.parameters for e in entries):>14,}  {why}".rstrip()
+            )
         lines.append(f"{self.encoder_share:.1%} of the encoder's parameters come from the file.")
         return "\n".join(lines + self.notes)
 

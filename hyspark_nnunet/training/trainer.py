@@ -234,7 +234,16 @@ class HySparKTrainer(nnUNetTrainer):
                     f"the checkpoint was trained with {name} {trained[name]}, but the recipe in force says {here[name]}: "
                     f"set HYSPARK_{name.upper()}={trained[name]}"
                 )
-        super().load_checkpoint(checkpoint)
+        # not by nnU-Net's load_checkpoint: it executes what a file asks for, and fails where it is given a dictionary
+        self.bare_network.load_state_dict(checkpoint["network_weights"])
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self.current_epoch = checkpoint["current_epoch"]
+        self._best_ema = checkpoint["_best_ema"]
+        self.my_init_kwargs = checkpoint["init_args"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         self._started_from = "checkpoint"
         self.restore_extra_state(checkpoint)
 

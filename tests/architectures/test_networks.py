@@ -34,9 +34,7 @@ def test_every_parameter_gets_a_gradient(geometry) -> None:
 def test_visible_blocks_equal_dense_times_mask_to_the_loss(geometry) -> None:
     network = make_autoencoder(geometry).double()
     image, visible = make_batch(geometry, network, torch.float64)
-    losses = [
-        reconstruction_loss(network(image, visible, visible_blocks=way), image, visible) for way in (True, False)
-    ]
+    losses = [reconstruction_loss(network(image, visible, visible_blocks=way), image, visible) for way in (True, False)]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-10)
 
 

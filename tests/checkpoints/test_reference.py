@@ -60,9 +60,7 @@ def test_hyspark_b_is_our_preset_b(release) -> None:
     else:
         network = HySparKMaskedAutoencoder(**HYSPARK_B)
         own_only = set()
-    expected = {
-        n: p.shape for n, p in network.state_dict().items() if form != "encoder" or n.startswith("encoder.")
-    }
+    expected = {n: p.shape for n, p in network.state_dict().items() if form != "encoder" or n.startswith("encoder.")}
     assert {n: t.shape for n, t in ours.items()} == {n: s for n, s in expected.items() if n not in own_only}
 
 
@@ -79,7 +77,9 @@ def test_heads_of_deep_supervision_are_reported() -> None:
     arguments = HYSPARK_B | {"features_per_stage": (4, 4, 6, 6, 12), "n_blocks_per_stage": (1,) * 5, "vit_num_heads": 1}
     network = HySparKUNet(**arguments, num_classes=2)
     conversion = to_reference(network.state_dict())
-    assert sorted(conversion.dropped) == sorted(f"decoder.seg_layers.{i}.{p}" for i in range(3) for p in ("weight", "bias"))
+    assert sorted(conversion.dropped) == sorted(
+        f"decoder.seg_layers.{i}.{p}" for i in range(3) for p in ("weight", "bias")
+    )
 
 
 def test_other_networks_are_refused() -> None:
@@ -91,5 +91,7 @@ def test_other_networks_are_refused() -> None:
 
 def test_unknown_names_are_refused() -> None:
     state = {"embeddings.stem.weight": torch.zeros(1), "embeddings.layer1.0.conv1.weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match="1 names of the state dict are not known from the HySparK release: embeddings.new"):
+    with pytest.raises(
+        ValueError, match="1 names of the state dict are not known from the HySparK release: embeddings.new"
+    ):
         from_reference(state | {"embeddings.new": torch.zeros(1)})

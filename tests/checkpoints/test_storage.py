@@ -49,7 +49,9 @@ def test_empty_file(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "empty.pth")
 
 
-@pytest.mark.parametrize("content", [b"this is text, not a checkpoint", b"PK\x03\x04 half a zip file", b"\x80\x02}q\x00"])
+@pytest.mark.parametrize(
+    "content", [b"this is text, not a checkpoint", b"PK\x03\x04 half a zip file", b"\x80\x02}q\x00"]
+)
 def test_not_a_checkpoint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.pth").write_bytes(content)
     with pytest.raises(ValueError, match="other.pth is (refused|not a readable checkpoint)"):

@@ -73,14 +73,18 @@ def test_a_fine_tuned_network_brings_its_decoder_but_not_its_heads(network) -> N
 
 
 def test_no_shared_name(network) -> None:
-    with pytest.raises(ValueError, match="file.pth shares no weight with this network: it holds conv.weight, the network"):
+    with pytest.raises(
+        ValueError, match="file.pth shares no weight with this network: it holds conv.weight, the network"
+    ):
         transfer_weights(network, {"conv.weight": torch.zeros(3)}, "file.pth")
 
 
 def test_other_widths_name_both_and_load_nothing(network) -> None:
     source = HySparKMaskedAutoencoder(**(ARGUMENTS | {"features_per_stage": (4, 8, 8)}), decoder_width=12)
     before = snapshot(network)
-    with pytest.raises(ValueError, match=r"\(8, 4, 3, 3, 3\) in the file, \(6, 4, 3, 3, 3\) here(.|\n)*Nothing was loaded") as error:
+    with pytest.raises(
+        ValueError, match=r"\(8, 4, 3, 3, 3\) in the file, \(6, 4, 3, 3, 3\) here(.|\n)*Nothing was loaded"
+    ) as error:
         transfer_weights(network, source.state_dict(), "file.pth", {"preset": "B"}, {"preset": "S"})
     assert "set HYSPARK_PRESET=B" in str(error.value) and "preset is B in the file, S here" in str(error.value)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())

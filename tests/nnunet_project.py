@@ -1,0 +1,90 @@
+"""A small nnU-Net project for tests: its folders, and nnU-Net's real commands on it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PRETRAINER, FINETUNER = "HySparKPretrainTrainer", "HySparKFinetuneTrainer"
+TINY_RECIPE = {
+    "HYSPARK_PRESET": "S",
+    "HYSPARK_NUM_EPOCHS": "2",
+    "HYSPARK_NUM_ITERATIONS_PER_EPOCH": "2",
+    "HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": "1",
+    "HYSPARK_NUM_PICTURES": "2",
+    "HYSPARK_SAVE_EVERY": "1",
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    """Folders of nnU-Net below one root."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "nnUNet_raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "nnUNet_preprocessed"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "nnUNet_results"
+
+    def make_folders(self) -> None:
+        for folder in (self.raw, self.preprocessed, self.results):
+            folder.mkdir(parents=True)
+
+    def variables(self) -> dict[str, str]:
+        folders = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        return {name: str(self.root / name) for name in folders} | {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "2"}
+
+    def run(self, *command: str, ok: bool = True, **variables: str) -> str:
+        """Runs a command of the running environment; returns what it printed.
+
+        Args:
+            command: name and arguments.
+            ok: whether it must succeed; False: it must fail.
+            variables: beside those of the project and TINY_RECIPE.
+        """
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HYSPARK_")}
+        environment = {**inherited, **self.variables(), **TINY_RECIPE, **variables}
+        program = Path(sys.executable).with_name(command[0])
+        done = subprocess.run(
+            [str(program), *command[1:]],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert (done.returncode == 0) == ok, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}"
+        return done.stdout
+
+    def plan_and_preprocess(self, *dataset_ids: int, configuration: str = "3d_fullres") -> None:
+        ids = [str(i) for i in dataset_ids]
+        # nnU-Net's planner does not take 0 loader processes
+        arguments = ("-d", *ids, "-c", configuration, "-np", "2", "-npfp", "2")
+        self.run("nnUNetv2_plan_and_preprocess", *arguments, nnUNet_n_proc_DA="1")
+
+    def train(
+        self,
+        dataset_id: int,
+        fold: str,
+        trainer: str,
+        *more: str,
+        ok: bool = True,
+        configuration: str = "3d_fullres",
+        **variables: str,
+    ) -> str:
+        arguments = (str(dataset_id), configuration, fold, "-tr", trainer, "-device", "cpu", *more)
+        return self.run("nnUNetv2_train", *arguments, ok=ok, **variables)
+
+    def fold_folder(self, dataset: str, trainer: str, fold: str, configuration: str = "3d_fullres") -> Path:
+        return self.results / dataset / f"{trainer}__nnUNetPlans__{configuration}" / f"fold_{fold}"

@@ -1,0 +1,227 @@
+"""The trainers without a data set: what they refuse, and what they build of a plan."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from hyspark_nnunet.architectures.from_plans import n_stages_taken
+from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
+from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+
+DATASET = "Dataset007_Nothing"
+DATASET_JSON = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "organ": 1},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+}
+
+
+def make_plans(patch_size: list[int], strides: list, kernel_sizes: list | None = None, **more) -> dict:
+    """A plan as nnU-Net writes it, as far as a trainer reads it."""
+    dims = len(patch_size)
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": len(strides),
+            "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+            "strides": strides,
+            "kernel_sizes": kernel_sizes or [[3] * dims] * len(strides),
+        },
+        "_kw_requires_import": ["conv_op"],
+    }
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "batch_size": 2,
+        "patch_size": patch_size,
+        "spacing": [1.0] * dims,
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": architecture,
+        "batch_dice": True,
+        **more,
+    }
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetPlans",
+        "configurations": {"3d_fullres": configuration},
+        "label_manager": "LabelManager",
+        "continue_training": False,
+    }
+
+
+CUBIC = [[1, 1, 1]] + [[2, 2, 2]] * 3
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path
+
+
+def make_trainer(trainer_class, plans: dict):
+    return trainer_class(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+
+
+BOTH = pytest.mark.parametrize("trainer_class", [HySparKPretrainTrainer, HySparKFinetuneTrainer])
+
+
+@BOTH
+def test_2d_configurations_are_refused(trainer_class, folders: Path) -> None:
+    plans = make_plans([64, 64], [[1, 1], [2, 2]])
+    with pytest.raises(ValueError, match=r"'3d_fullres' has the 2d patch size \(64, 64\): HySparK trains 3d"):
+        make_trainer(trainer_class, plans)
+    assert not (folders / "nnUNet_results").exists()
+
+
+@BOTH
+def test_a_patch_that_the_strides_do_not_divide(trainer_class, folders: Path) -> None:
+    with pytest.raises(ValueError, match=r"patch size \(40, 52, 40\) is not divisible by the mask unit \(8, 8, 8\)"):
+        make_trainer(trainer_class, make_plans([40, 52, 40], CUBIC))
+    assert not (folders / "nnUNet_results").exists()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "message"),
+    [
+        ("0", "mask_ratio is 0.0, but it must lie strictly between 0 and 1"),
+        ("1", "mask_ratio is 1.0, but it must lie strictly between 0 and 1"),
+        ("0.999", r"mask_ratio 0.999 leaves no visible unit on the grid \(2, 2, 2\) of 8 mask units"),
+        ("0.01", r"mask_ratio 0.01 leaves no hidden unit on the grid \(2, 2, 2\) of 8 mask units"),
+        ("much", "HYSPARK_MASK_RATIO is 'much', but it must be a number"),
+    ],
+)
+def test_a_mask_ratio_that_cannot_be(ratio: str, message: str, monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
+    monkeypatch.setenv("HYSPARK_MASK_RATIO", ratio)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(HySparKPretrainTrainer, make_plans([16, 16, 16], CUBIC))
+    assert not (folders / "nnUNet_results").exists()
+
+
+@BOTH
+def test_a_recipe_field_that_does_not_exist(trainer_class, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="unknown name mask_ration in the plan.*did you mean mask_ratio"):
+        make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark={"mask_ration": 0.5}))
+    monkeypatch.setenv("HYSPARK_EPOCHS", "3")
+    with pytest.raises(ValueError, match="unknown name HYSPARK_EPOCHS among the environment variables"):
+        make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC))
+
+
+def test_a_decoder_width_that_cannot_be_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYSPARK_DECODER_WIDTH", "100")
+    with pytest.raises(ValueError, match="decoder_width 100 cannot be halved 3 times.*multiple of 8"):
+        make_trainer(HySparKPretrainTrainer, make_plans([16, 16, 16], CUBIC))
+
+
+def test_the_second_stage_of_a_cascade_is_not_pretrained() -> None:
+    plans = make_plans([16, 16, 16], CUBIC, previous_stage="3d_lowres")
+    with pytest.raises(ValueError, match="second stage of a cascade.*pre-train on '3d_lowres'"):
+        make_trainer(HySparKPretrainTrainer, plans)
+
+
+@BOTH
+def test_a_data_set_that_is_not_preprocessed(trainer_class) -> None:
+    trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC))
+    with pytest.raises(
+        FileNotFoundError, match=f"{DATASET} is not preprocessed .* Run: nnUNetv2_preprocess -d 7 -c 3d"
+    ):
+        trainer.initialize()
+
+
+def test_settings_of_the_plan_and_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYSPARK_NUM_EPOCHS", "7")
+    section = {"num_epochs": 3, "preset": "S", "pretrain": {"initial_lr": 2e-4}}
+    trainer = make_trainer(HySparKPretrainTrainer, make_plans([16, 16, 16], CUBIC, hyspark=section))
+    assert (trainer.num_epochs, trainer.recipe.preset, trainer.initial_lr) == (7, "S", 2e-4)
+
+
+@pytest.mark.parametrize("environment", [{}, {"HYSPARK_PRESET": "S"}, {"HYSPARK_DECODER_WIDTH": "64"}])
+@pytest.mark.parametrize("section", [None, {"preset": "L"}, {"pretrain": {"preset": "S"}, "finetune": {"preset": "S"}}])
+@BOTH
+def test_the_network_can_be_built_again_from_the_results_plans(
+    trainer_class, section, environment: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What prediction does: from the plans that were saved, without the environment of the training."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, **({"hyspark": section} if section else {})))
+    trainer._write_recipe_to_plans()
+    preset = trainer.recipe.preset
+    for name in environment:
+        monkeypatch.delenv(name)
+    plans = PlansManager(json.loads(json.dumps(trainer.plans_manager.plans)))
+    with torch.device("meta"):
+        network = trainer_class.build_network_architecture(plans, plans.get_configuration("3d_fullres"), 1, 2, False)
+    assert network.encoder.stem.weight.shape[0] == {"S": 16, "B": 32, "L": 48}[preset]
+    if trainer_class is HySparKPretrainTrainer:
+        width = network.decoder.levels[0].upsample.in_channels
+        assert width == (64 if "HYSPARK_DECODER_WIDTH" in environment else {"S": 192, "B": 384, "L": 384}[preset])
+
+
+@pytest.mark.parametrize(
+    ("strides", "taken"),
+    [
+        ([[1, 1, 1]] + [[2, 2, 2]] * 3, 4),
+        ([[1, 1, 1]] + [[2, 2, 2]] * 5, 5),
+        ([[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]], 5),
+        ([[1, 1, 1], [4, 4, 4], [4, 4, 4], [2, 2, 2]], 3),
+        ([[1, 1, 1], [2, 4, 4], [1, 4, 4], [2, 1, 1], [2, 1, 1]], 5),
+        ([[1, 1, 1], [2, 2, 2]], 2),
+    ],
+)
+def test_stages_taken_of_a_plan(strides: list, taken: int) -> None:
+    assert n_stages_taken(strides) == taken
+
+
+def test_a_plan_of_one_stage() -> None:
+    with pytest.raises(ValueError, match="the plan has 1 stage .* needs at least 2"):
+        make_trainer(HySparKFinetuneTrainer, make_plans([16, 16, 16], [[1, 1, 1]]))
+
+
+def test_the_network_of_an_anisotropic_plan() -> None:
+    strides = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]
+    kernels = [[1, 3, 3], [1, 3, 3]] + [[3, 3, 3]] * 4
+    plans = PlansManager(make_plans([28, 192, 192], strides, kernels))
+    configuration = plans.get_configuration("3d_fullres")
+    with torch.device("meta"):
+        network = HySparKPretrainTrainer.build_network_architecture(plans, configuration, 2, 3)
+    assert network.encoder.unit == (4, 16, 16)
+    assert [tuple(stage.blocks[0].conv.weight.shape[2:]) for stage in network.encoder.stages][:3] == [
+        (1, 3, 3),
+        (1, 3, 3),
+        (3, 3, 3),
+    ]
+    assert [len(stage.blocks) for stage in network.encoder.stages] == [1, 1, 3, 3, 1]
+    assert network.decoder.levels[0].upsample.in_channels == 768
+    assert [p.numel() for n, p in network.named_parameters() if n == "encoder.stem.weight"] == [32 * 2 * 9]
+
+
+def test_a_network_of_two_stages_has_one_output_and_no_deep_supervision() -> None:
+    """nnU-Net gives the coarsest output no weight: of a single output nothing would be left."""
+    two = make_trainer(HySparKFinetuneTrainer, make_plans([16, 16, 16], CUBIC[:2]))
+    four = make_trainer(HySparKFinetuneTrainer, make_plans([16, 16, 16], CUBIC))
+    assert not two.enable_deep_supervision and two._get_deep_supervision_scales() is None
+    assert four._get_deep_supervision_scales() == [[1, 1, 1], [0.5] * 3, [0.25] * 3]
+
+
+@BOTH
+def test_weights_decay_and_norms_biases_and_tokens_do_not(trainer_class) -> None:
+    trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"}))
+    plans = copy.deepcopy(trainer.plans_manager)
+    trainer.network = trainer_class.build_network_architecture(plans, trainer.configuration_manager, 1, 2)
+    optimizer, scheduler = trainer.configure_optimizers()
+    names = {id(p): n for n, p in trainer.network.named_parameters()}
+    groups = {group["name"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
+    assert sum(map(len, groups.values())) == len(names)
+    exempt = groups["norms, biases, mask tokens"]
+    assert exempt == {n for n in names.values() if n.endswith("bias") or "norm" in n or "mask_tokens" in n} | {
+        n for n in names.values() if trainer.network.get_parameter(n).ndim == 1
+    }
+    scheduler.step(trainer.num_epochs)
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays["norms, biases, mask tokens"] == 0 and decays["weights"] > 0
