@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pydoc import locate
-from typing import Any
+from typing import Any, cast
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
@@ -98,10 +98,10 @@ def encoder_arguments(configuration: ConfigurationManager, preset: str) -> dict[
     """
     plan = configuration.network_arch_init_kwargs
     conv_op = plan.get("conv_op", "torch.nn.modules.conv.Conv3d")
-    conv_op = locate(conv_op) if isinstance(conv_op, str) else conv_op
+    conv_op = cast(type[nn.Module], locate(conv_op) if isinstance(conv_op, str) else conv_op)
     if configuration.network_arch_class_name == OWN_ARCHITECTURE:
-        names = ("n_stages", "features_per_stage", "kernel_sizes", "strides", "n_blocks_per_stage")
-        names += ("expansion_per_stage", "vit_n_blocks", "vit_num_heads")
+        names = ["n_stages", "features_per_stage", "kernel_sizes", "strides", "n_blocks_per_stage"]
+        names += ["expansion_per_stage", "vit_n_blocks", "vit_num_heads"]
         return {"conv_op": conv_op, **{name: plan[name] for name in names if name in plan}}
     strides = [_per_axis(s, conv_op) for s in plan["strides"]]
     kernel_sizes = [_per_axis(k, conv_op) for k in plan["kernel_sizes"]]

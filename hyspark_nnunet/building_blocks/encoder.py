@@ -181,8 +181,8 @@ class HybridEncoder(nn.Module):
             return DenseLayout(spatial)
         if tuple(visible.shape) != (len(image), 1, *grid):
             raise ValueError(
-                f"the mask has shape {tuple(visible.shape)}, but an image of shape {tuple(image.shape)} with mask units "
-                f"of {self.unit} voxels needs {(len(image), 1, *grid)}"
+                f"the mask has shape {tuple(visible.shape)}, but an image of shape {tuple(image.shape)} with mask "
+                f"units of {self.unit} voxels needs {(len(image), 1, *grid)}"
             )
         if visible_blocks:
             return VisibleBlocksLayout(VisibleUnits(visible, num_visible), self.unit)

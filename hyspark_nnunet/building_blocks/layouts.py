@@ -213,7 +213,7 @@ class VisibleBlocksLayout(DenseLayout):
         return to_channels_first(self.scatter(field, field.new_zeros(field.shape[-1])))
 
     def scatter(self, field: Tensor, background: Tensor) -> Tensor:
-        """The whole volume (B, *spatial, C): visible blocks from the field, hidden ones filled with ``background`` (C)."""
+        """The whole volume (B, *spatial, C): visible blocks from the field, hidden ones filled with a vector (C)."""
         units, length = self.units, prod(self.units.grid)
         everything = background.to(field.dtype).expand(units.batch_size, length, *field.shape[1:])
         index = units.index.view(units.batch_size, units.num_visible, *[1] * (field.ndim - 1))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hyspark_nnunet.building_blocks.encoder import Feature
 from hyspark_nnunet.building_blocks.layouts import VisibleBlocksLayout, to_channels_first
 from hyspark_nnunet.building_blocks.mednext import convolution_class
+from hyspark_nnunet.masking import view_at
 
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -45,15 +46,16 @@ class Densify(nn.Module):
         """Dense skips (B, width / 2^k, *spatial_k) of features, both coarse to fine."""
         skips = []
         for feature, token, projection in zip(features, self.mask_tokens, self.projections, strict=True):
-            skips.append(projection(self._fill(feature, token)))
+            skips.append(projection(self._fill(feature, token, visible)))
         return skips
 
     @staticmethod
-    def _fill(feature: Feature, token: Tensor) -> Tensor:
+    def _fill(feature: Feature, token: Tensor, visible: Tensor) -> Tensor:
         field, layout = feature
         if isinstance(layout, VisibleBlocksLayout):
             return to_channels_first(layout.scatter(field, token.flatten()))
-        return torch.where(layout.mask.movedim(-1, 1), to_channels_first(field), token.to(field.dtype))
+        mask = view_at(visible, [n // g for n, g in zip(layout.spatial, visible.shape[2:], strict=True)])
+        return torch.where(mask, to_channels_first(field), token.to(field.dtype))
 
 
 class ConvNormReLU(nn.Sequential):
@@ -96,7 +98,7 @@ class UpsamplingLevel(nn.Module):
         self.refine = ConvNormReLU(channels, channels // 2, up_kernel)
 
     def forward(self, running: Tensor, skip: Tensor) -> Tensor:
-        """Running feature and skip (B, C, *spatial) to (B, C / 2, *(spatial * stride)); the coarsest has the skip only."""
+        """Running feature and skip (B, C, *spatial) to (B, C / 2, *(spatial * stride)); the coarsest takes no skip."""
         if self.fuse is not None:
             running = self.fuse(torch.cat([running, skip], dim=1))
         return self.refine(self.upsample(running))

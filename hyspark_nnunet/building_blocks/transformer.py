@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import Block
@@ -60,7 +61,8 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"{num_heads} attention heads do not divide {channels} channels of the last stage")
         norm = partial(nn.LayerNorm, eps=1e-5)
         self.blocks = nn.ModuleList(
-            Block(channels, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(n_blocks)
+            Block(channels, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=cast(Any, norm))
+            for _ in range(n_blocks)
         )
         self.norm = nn.LayerNorm(channels, eps=1e-5)
         self.apply(self.initialize)

@@ -5,9 +5,10 @@ The release has three forms: the encoder alone (``embeddings.*``, ``mae.*``), th
 (``embeddings.*``, ``mae.*``, ``decoder.*``). Its ``layerN``, ``expendN`` and ``decoderN`` count from 1, fine to coarse;
 its ``dec``, ``fuse``, ``densify_projs`` and ``mask_tokens`` run coarse to fine, as ours do.
 
-Nothing is computed: tensors are renamed, and 1^3 convolutions reshaped to linear layers. Parameters of the release that
-nothing uses (``fuse.0``, the last of ``densify_projs`` and of ``mask_tokens``, the transformer's ``mask_token``) and its
-stored positions have no place in our networks: they are dropped, and put back with neutral values on the way out.
+Nothing is computed: tensors are renamed, and 1^3 convolutions reshaped to linear layers. Parameters of the release
+that nothing uses (``fuse.0``, the last of ``densify_projs`` and of ``mask_tokens``, the transformer's ``mask_token``)
+and its stored positions have no place in our networks: they are dropped, and put back with neutral values on the way
+out.
 """
 
 import re
@@ -66,9 +67,7 @@ def from_reference(state: Mapping[str, Tensor]) -> Conversion:
     """
     form = reference_form(state)
     if form is None:
-        raise ValueError(
-            f"not a state dict of the HySparK release: it has no stem. Its names begin with {_first(state)}"
-        )
+        raise ValueError(f"not a state dict of the HySparK release: it has no stem. It holds {_first(state)}")
     n_stages = _count(state, r"(?:sparse_encoder\.)?embeddings\.layer(\d+)\.")
     converted, dropped, unknown = {}, [], []
     for name, tensor in state.items():
@@ -80,9 +79,7 @@ def from_reference(state: Mapping[str, Tensor]) -> Conversion:
         else:
             converted[ours] = _flatten(ours, tensor)
     if unknown:
-        raise ValueError(
-            f"{len(unknown)} names of the state dict are not known from the HySparK release: {_first(unknown)}"
-        )
+        raise ValueError(f"{len(unknown)} names are not known from the HySparK release: {_first(unknown)}")
     return Conversion(converted, dropped)
 
 
@@ -101,7 +98,7 @@ def to_reference(state: Mapping[str, Tensor], grid: Sequence[int] = (6, 6, 6)) -
     """
     form = own_form(state)
     if form is None:
-        raise ValueError(f"not a state dict of a HySparK network: it has no stem. Its names begin with {_first(state)}")
+        raise ValueError(f"not a state dict of a HySparK network: it has no stem. It holds {_first(state)}")
     n_stages = _count(state, r"encoder\.stages\.(\d+)\.") + 1
     dims = state["encoder.stem.weight"].ndim - 2
     converted, dropped, unknown = {}, [], []
@@ -114,7 +111,7 @@ def to_reference(state: Mapping[str, Tensor], grid: Sequence[int] = (6, 6, 6)) -
         else:
             converted[theirs] = _unflatten(theirs, tensor, dims)
     if unknown:
-        raise ValueError(f"{len(unknown)} names of the state dict are not known from our networks: {_first(unknown)}")
+        raise ValueError(f"{len(unknown)} names are not known from our networks: {_first(unknown)}")
     converted.update(_unused_parameters(state, form, n_stages, grid))
     return Conversion(converted, dropped)
 

@@ -79,8 +79,8 @@ def read_weights(path: str | Path) -> SourceWeights:
     """Reads network weights from a file of ours or of the HySparK release.
 
     Args:
-        path: a ``.pth`` file; the weights bare or under ``network_weights``, ``state_dict`` or ``model``, with or without
-            the prefixes of DDP and torch.compile.
+        path: a ``.pth`` file; the weights bare or under ``network_weights``, ``state_dict`` or ``model``, with or
+            without the prefixes of DDP and torch.compile.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -75,7 +75,8 @@ class HeldOutPatches:
             for key, image, visible in zip(batch["keys"], batch["data"], batch["visible"], strict=True)
         ]
         seen: set[str] = set()
-        first, again = [], []
+        first: list[tuple[str, Tensor, Tensor]] = []
+        again: list[tuple[str, Tensor, Tensor]] = []
         for example in every:
             (again if example[0] in seen else first).append(example)
             seen.add(example[0])

@@ -15,7 +15,8 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     Returns:
         groups for torch.optim.AdamW, each with a ``name``.
     """
-    decayed, exempt = [], []
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             (exempt if parameter.ndim <= 1 or "mask_tokens" in name else decayed).append(parameter)

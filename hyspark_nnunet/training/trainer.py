@@ -231,7 +231,7 @@ class HySparKTrainer(nnUNetTrainer):
         for name in NETWORK_FIELDS:
             if name in here and name in trained and trained[name] != here[name]:
                 raise ValueError(
-                    f"the checkpoint was trained with {name} {trained[name]}, but the recipe in force says {here[name]}: "
+                    f"the checkpoint was trained with {name} {trained[name]}, but the recipe says {here[name]}; "
                     f"set HYSPARK_{name.upper()}={trained[name]}"
                 )
         # not by nnU-Net's load_checkpoint: it executes what a file asks for, and fails where it is given a dictionary

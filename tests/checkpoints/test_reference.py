@@ -77,9 +77,8 @@ def test_heads_of_deep_supervision_are_reported() -> None:
     arguments = HYSPARK_B | {"features_per_stage": (4, 4, 6, 6, 12), "n_blocks_per_stage": (1,) * 5, "vit_num_heads": 1}
     network = HySparKUNet(**arguments, num_classes=2)
     conversion = to_reference(network.state_dict())
-    assert sorted(conversion.dropped) == sorted(
-        f"decoder.seg_layers.{i}.{p}" for i in range(3) for p in ("weight", "bias")
-    )
+    coarser = {f"decoder.seg_layers.{i}.{p}" for i in range(3) for p in ("weight", "bias")}
+    assert set(conversion.dropped) == coarser
 
 
 def test_other_networks_are_refused() -> None:
@@ -91,7 +90,5 @@ def test_other_networks_are_refused() -> None:
 
 def test_unknown_names_are_refused() -> None:
     state = {"embeddings.stem.weight": torch.zeros(1), "embeddings.layer1.0.conv1.weight": torch.zeros(1)}
-    with pytest.raises(
-        ValueError, match="1 names of the state dict are not known from the HySparK release: embeddings.new"
-    ):
+    with pytest.raises(ValueError, match="1 names are not known from the HySparK release: embeddings.new"):
         from_reference(state | {"embeddings.new": torch.zeros(1)})
