@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything lands (default: demo)")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo made in the folder")
     parser.add_argument("--epochs-pretrain", type=int, default=10, help="of 20 steps (default: 10)")
-    parser.add_argument("--epochs-finetune", type=int, default=10, help="of 15 steps (default: 10)")
+    parser.add_argument("--epochs-finetune", type=int, default=8, help="of 15 steps (default: 8)")
     parser.add_argument("--unlabelled", type=int, default=16, help="scans to pre-train on (default: 16)")
     parser.add_argument("--labelled", type=int, default=6, help="scans to fine-tune on (default: 6)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="default: cpu")

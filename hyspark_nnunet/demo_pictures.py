@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from hyspark_nnunet.demo_data import FILE_ENDING, ORGANS
 
-COLOURS = {"liver": "#f2b134", "kidneys": "#4fc3f7", "spine": "#ef5350", "lungs": "#81c784"}
+COLOURS = {"liver": "#f2b134", "spine": "#ef5350", "lungs": "#81c784"}
 WINDOW_HU = (-900, 500)
 BACKGROUND = "#101114"
 

@@ -38,7 +38,7 @@ class TestMakeCase:
         case = make_case(seed)
         mean = {name: case.image[case.organs == value].mean() for name, value in ORGANS.items()}
         assert mean["lungs"] < -600
-        assert 60 < mean["liver"] < mean["kidneys"] < mean["spine"]
+        assert 60 < mean["liver"] < mean["spine"]
         assert mean["spine"] > 300
         assert case.image[:, 0, 0].mean() < -950
         assert case.spacing == pytest.approx((2.5, 2.0, 2.0), rel=0.051)
