@@ -29,6 +29,8 @@ SHAPE = (48, 56, 56)  # voxels of a made scan; small, so that a CPU can train on
 MEMORY_TARGET = 0.2
 CONFIGURATION = "3d_fullres"
 PRETRAINER, FINETUNER = "HySparKPretrainTrainer", "HySparKFinetuneTrainer"
+# pre-training takes every scan; fine-tuning holds a fifth out, as nnU-Net does
+FOLDS = {PRETRAINER: "all", FINETUNER: "0"}
 MARKER = ".made_by_hyspark_demo"
 DATASETS = tuple(f"Dataset{number:03d}_{name}" for number, name in (UNLABELLED, LABELLED))
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -110,7 +112,13 @@ class Demo:
 
     def results(self, dataset: str, trainer: str) -> Path:
         """Where nnU-Net writes a training."""
-        return self.folder / "nnUNet_results" / dataset / f"{trainer}__nnUNetPlans__{CONFIGURATION}" / "fold_all"
+        return (
+            self.folder
+            / "nnUNet_results"
+            / dataset
+            / f"{trainer}__nnUNetPlans__{CONFIGURATION}"
+            / f"fold_{FOLDS[trainer]}"
+        )
 
 
 class EpochLine:
@@ -265,7 +273,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
         "HYSPARK_PICTURE_EVERY": 5,
         "HYSPARK_NUM_PICTURES": 2,
     }
-    train = ["nnUNetv2_train", str(UNLABELLED[0]), CONFIGURATION, "all", "-tr", PRETRAINER]
+    train = ["nnUNetv2_train", str(UNLABELLED[0]), CONFIGURATION, FOLDS[PRETRAINER], "-tr", PRETRAINER]
     demo.run([*train, *device], recipe, EpochLine(epochs))
 
     demo.headline("Fine-tune on the scans with labels")
@@ -273,12 +281,22 @@ def run_demo(arguments: argparse.Namespace) -> None:
     recipe = shared | {"HYSPARK_NUM_EPOCHS": epochs, "HYSPARK_NUM_ITERATIONS_PER_EPOCH": 15}
     recipe |= {"HYSPARK_INITIAL_LR": 2e-3, "HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": 3}
     weights = demo.results(DATASETS[0], PRETRAINER) / "checkpoint_final.pth"
-    train = ["nnUNetv2_train", str(LABELLED[0]), CONFIGURATION, "all", "-tr", FINETUNER]
+    train = ["nnUNetv2_train", str(LABELLED[0]), CONFIGURATION, FOLDS[FINETUNER], "-tr", FINETUNER]
     demo.run([*train, "-pretrained_weights", str(weights), *device], recipe, EpochLine(epochs))
 
     demo.headline("Predict the test scans (--disable_tta: without mirrored copies, for time)")
     predictions = folder / "predictions"
-    command = ["nnUNetv2_predict", "-d", str(LABELLED[0]), "-c", CONFIGURATION, "-f", "all", "-tr", FINETUNER]
+    command = [
+        "nnUNetv2_predict",
+        "-d",
+        str(LABELLED[0]),
+        "-c",
+        CONFIGURATION,
+        "-f",
+        FOLDS[FINETUNER],
+        "-tr",
+        FINETUNER,
+    ]
     command += ["-i", str(raw / DATASETS[1] / "imagesTs"), "-o", str(predictions), "--disable_tta", *device]
     demo.run([*command, "-npp", "1", "-nps", "1"])
 
@@ -301,10 +319,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hyspark_nnunet.demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything lands (default: demo)")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo made in the folder")
-    parser.add_argument("--epochs-pretrain", type=int, default=10, help="of 20 steps (default: 10)")
-    parser.add_argument("--epochs-finetune", type=int, default=8, help="of 15 steps (default: 8)")
+    parser.add_argument("--epochs-pretrain", type=int, default=9, help="of 20 steps (default: 9)")
+    parser.add_argument("--epochs-finetune", type=int, default=7, help="of 15 steps (default: 7)")
     parser.add_argument("--unlabelled", type=int, default=16, help="scans to pre-train on (default: 16)")
-    parser.add_argument("--labelled", type=int, default=6, help="scans to fine-tune on (default: 6)")
+    parser.add_argument(
+        "--labelled", type=int, default=7, help="scans with labels, a fifth of them held out (default: 7)"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="default: cpu")
     parser.add_argument("--processes", type=int, default=2, help="of preprocessing and evaluation (default: 2)")
     try:
