@@ -51,7 +51,7 @@ test: env
 	$(BIN)/python -m pytest
 
 parity: env
-	$(BIN)/python -m pytest tests/test_parity.py -v
+	HYSPARK_REFERENCE_FIXTURES="$${HYSPARK_REFERENCE_FIXTURES:-../shared/fixtures}" $(BIN)/python -m pytest tests/test_parity.py -v
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -57,7 +57,7 @@ def num_visible_units(grid: Sequence[int], mask_ratio: float) -> int:
         raise ValueError(
             f"mask_ratio {mask_ratio} leaves no {share} unit on the grid {tuple(grid)} of {units} mask units: "
             + (
-                f"choose a mask_ratio between {0.5 / units:.3g} and {1 - 0.5 / units:.3g}, or a larger patch size"
+                f"choose a mask_ratio from {1 / units:.3g} to {1 - 1 / units:.3g}, or a larger patch size"
                 if units > 1
                 else "choose a larger patch size; the patch must hold at least two mask units"
             )

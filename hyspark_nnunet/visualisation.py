@@ -3,7 +3,6 @@
 Figures are drawn without pyplot: no global state, so they can be made inside a trainer or a worker process.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from hyspark_nnunet.atomic_files import replacing
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -293,11 +294,5 @@ def _curve(axes: Axes, values: npt.NDArray[np.floating], label: str, colour: str
 
 def _save(figure: Figure, path: Path | str, dpi: int) -> None:
     """Writes a file beside it first: whoever looks while training runs sees a whole picture."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=dpi)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

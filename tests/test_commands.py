@@ -32,7 +32,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="module")
 def pretrained(project: Project) -> Path:
     """The folder of a finished pre-training."""
-    project.train(60, "all", PRETRAINER)
+    project.train(60, "all", PRETRAINER, nnUNet_n_proc_DA="1")
     return project.fold_folder(UNLABELLED, PRETRAINER, "all")
 
 
@@ -40,7 +40,8 @@ def pretrained(project: Project) -> Path:
 def finetuned(project: Project, pretrained: Path) -> tuple[Path, str]:
     """The folder of a finished fine-tuning, and what it printed."""
     weights = str(pretrained / "checkpoint_final.pth")
-    printed = project.train(6, "0", FINETUNER, "-pretrained_weights", weights)
+    # with nnU-Net's loader processes, which the other trainings of the tests do without
+    printed = project.train(6, "0", FINETUNER, "-pretrained_weights", weights, nnUNet_n_proc_DA="1")
     return project.fold_folder(LABELLED, FINETUNER, "0"), printed
 
 
@@ -244,7 +245,7 @@ def test_unusable_pretrained_weights(project: Project, tmp_path: Path, content: 
     message = {
         "missing": f"no checkpoint file at {file}",
         "empty": f"{file} is empty (0 bytes)",
-        "text": f"{file} is",
+        "text": f"{file} is refused: it is no checkpoint",
         "foreign": f"{file} shares no weight with this network: it holds conv.weight",
     }[content]
     results = tmp_path / "results"

@@ -21,7 +21,7 @@ def test_the_recipe_table_is_current(kind: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_sizes_of_the_presets_are_current(name: str) -> None:
-    row = next(line for line in README.splitlines() if re.match(rf"\| {name}\b.*parameters", line))
+    row = next(line for line in README.splitlines() if re.match(rf"\| {name}[ ,].* M \(", line))
     preset, sizes = PRESETS[name], []
     for n in (5, 4):
         arguments = {

@@ -12,7 +12,6 @@ from hyspark_nnunet.building_blocks.layouts import DenseLayout, to_channels_firs
 from hyspark_nnunet.building_blocks.mednext import MedNeXtBlock, convolution_class
 
 INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-TRANSPOSED_CONVOLUTION = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def pad_front(image: Tensor, amount: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints.reference import from_reference, reference_form
 
 WEIGHT_KEYS = ("network_weights", "state_dict", "model")
@@ -29,16 +30,10 @@ def write_atomically(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
     NumPy numbers become Python's, so that the file reads back without executing anything.
     """
-    path = Path(path)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            torch.save(plain(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, open(beside, "wb") as file:
+        torch.save(plain(checkpoint), file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

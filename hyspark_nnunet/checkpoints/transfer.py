@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyspark_nnunet.atomic_files import replacing
+
 MIN_ENCODER_SHARE = 0.9
 ALLOW_PARTIAL = "HYSPARK_ALLOW_PARTIAL"
 # nnU-Net's rule: the heads belong to the labels of a data set and are never transferred
@@ -71,9 +73,8 @@ class TransferReport:
             "notes": self.notes,
             "tensors": [vars(entry) for entry in self.entries],
         }
-        beside = path.with_name(f"{path.name}.tmp")
-        beside.write_text(json.dumps(content, indent=2))
-        os.replace(beside, path)
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(content, indent=2))
 
 
 def transfer_weights(
@@ -111,7 +112,7 @@ def transfer_weights(
     if wrong:
         raise ValueError(_shape_message(wrong, state, target, file, described, description))
 
-    report = TransferReport(notes=_differences(described, description))
+    report = TransferReport(notes=differences(described, description))
     for name, tensor in target.items():
         if name in shared:
             report.entries.append(Entry(name, part_of(name), "loaded", tensor.numel()))
@@ -153,7 +154,7 @@ def _shape_message(
         f"{file} does not fit this network: {len(wrong)} tensors differ in shape, first {name}: "
         f"{tuple(state[name].shape)} in the file, {tuple(target[name].shape)} here."
     )
-    for line in _differences(described, description):
+    for line in differences(described, description):
         message += f"\n{line}"
     preset = described.get("preset")
     if preset and preset != description.get("preset"):
@@ -161,7 +162,8 @@ def _shape_message(
     return message + "\nNothing was loaded."
 
 
-def _differences(described: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+def differences(described: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
+    """A line per value that a file's description of its network and this network's do not share."""
     keys = [key for key in description if key in described and described[key] != description[key]]
     return [f"differs: {key} is {described[key]} in the file, {description[key]} here" for key in keys]
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.architectures.from_plans import decoder_width, encoder_arguments
+from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.training.case_reconstruction import reconstruct_case
 from hyspark_nnunet.training.held_out import HeldOutPatches
@@ -72,9 +73,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
         self.mask_generator = torch.Generator()
-        seed = self.recipe.seed
-        # ranks draw different masks
-        self.mask_generator.manual_seed(self.mask_generator.seed() if seed is None else seed + self.local_rank)
+        self.mask_seed = self.mask_generator.seed() if self.recipe.seed is None else self.recipe.seed
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         if settings.previous_stage_name is not None:
@@ -153,7 +152,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
             self.print_to_log_file("Fold 'all' trains on every case: the validation loss is that of training cases.")
 
         def loader(dataset: Any, initial_size: Any, transforms: BasicTransform | None) -> nnUNetDataLoader:
-            return nnUNetDataLoader(
+            made = nnUNetDataLoader(
                 dataset,
                 self.batch_size,
                 initial_size,
@@ -163,6 +162,9 @@ class HySparKPretrainTrainer(HySparKTrainer):
                 probabilistic_oversampling=self.probabilistic_oversampling,
                 transforms=transforms,
             )
+            # voxels that nobody annotated are as good as any here; nnU-Net would draw no patch around them
+            made.has_ignore = False
+            return made
 
         held_out = HeldOutPatches(
             loader(dataset_val, patch_size, None),
@@ -197,6 +199,12 @@ class HySparKPretrainTrainer(HySparKTrainer):
         with self._autocast():
             reconstruction = self.network(image, visible, self.num_visible)
         return self.loss(reconstruction, image, visible)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        # by epoch and rank: a continued training draws the masks it would have drawn, every rank its own
+        seed = self.mask_seed + 1_000_003 * self.current_epoch + 7_919 * self.local_rank
+        self.mask_generator.manual_seed(seed % 2**63)
 
     def train_step(self, batch: dict) -> dict:
         self.advance_schedule()
@@ -244,7 +252,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
         self.print_to_log_file(f"Epoch time: {np.round(end - start, decimals=2)} s")
 
         # nnU-Net's field for the best value so far, which its checkpoints carry: here the lowest validation loss
-        if self._best_ema is None or val_loss < self._best_ema:
+        if np.isfinite(val_loss) and (self._best_ema is None or val_loss < self._best_ema):
             self._best_ema = float(val_loss)
             self.print_to_log_file(f"New best validation loss: {np.round(val_loss, decimals=4)}")
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
@@ -258,10 +266,10 @@ class HySparKPretrainTrainer(HySparKTrainer):
         self.current_epoch += 1
 
     def extra_state(self) -> dict[str, Any]:
-        return {"mask_generator_state": self.mask_generator.get_state()}
+        return {"mask_seed": self.mask_seed}
 
     def restore_extra_state(self, checkpoint: dict[str, Any]) -> None:
-        self.mask_generator.set_state(checkpoint["mask_generator_state"].cpu())
+        self.mask_seed = checkpoint["mask_seed"]
 
     # ------------------------------------------------------------------------------------------------ results
 
@@ -334,9 +342,8 @@ class HySparKPretrainTrainer(HySparKTrainer):
             "mask_unit": list(self.unit),
             "epoch": self.current_epoch,
         }
-        beside = path.with_name(f"{path.name}.tmp")
-        beside.write_text(json.dumps(summary, indent=2))
-        os.replace(beside, path)
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(summary, indent=2))
         self.logger.log_summary("final_val/reconstruction_loss", mean["reconstruction_loss"])
         self.print_to_log_file(f"Validation complete: {path}")
         self.print_to_log_file("Mean reconstruction loss: ", mean["reconstruction_loss"])

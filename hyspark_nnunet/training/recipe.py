@@ -19,6 +19,7 @@ from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args
 
 from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.atomic_files import replacing
 
 PREFIX = "HYSPARK_"
 # read elsewhere: tests/test_parity.py, tests/test_real_scans.py, checkpoints/transfer.py
@@ -240,7 +241,7 @@ def resolve_recipe(
     """The recipe in force: defaults, overridden by the plan, overridden by the environment.
 
     In the plan and in the environment, what is said for one trainer overrides what is said for both. A field that only
-    the other trainer has is checked for its type and not used.
+    the other trainer has is checked and not used.
 
     Args:
         recipe_class: of the trainer.
@@ -253,13 +254,30 @@ def resolve_recipe(
     """
     values: dict[str, Any] = {}
     sources = {field.name: "default" for field in recipe_fields(recipe_class)}
-    for found in (_from_plan(section), _from_environment(environment)):
+    everything = (_from_plan(section), _from_environment(environment))
+    for found in everything:
         # those of one trainer after those of both
         for scope in (None, recipe_class.kind):
             for name, value, source in found.get(scope, []):
                 if name in sources:
                     values[name], sources[name] = value, source
-    return recipe_class(**values, sources=sources)
+    recipe = recipe_class(**values, sources=sources)
+    for found in everything:
+        _check_other_trainers(found, recipe_class)
+    return recipe
+
+
+def _check_other_trainers(found: "Found", recipe_class: type[Recipe]) -> None:
+    """Values of the other trainer are errors now, not when it is started after hours of this one."""
+    for kind, other in RECIPES.items():
+        fields = {} if other is recipe_class else _fields_of(kind)
+        for name, value, source in [*found.get(None, []), *found.get(kind, [])]:
+            field = fields.get(name)
+            if field is not None and value is not None and not field.metadata["allowed"].test(value):
+                words = field.metadata["allowed"].words
+                raise ValueError(
+                    f"{name} is {value!r}, but it must {words}: {field.metadata['help']} (set by the {source})"
+                )
 
 
 # by scope: None for both trainers or a trainer's kind; then field, value, source
@@ -374,15 +392,10 @@ def _text(value: Any) -> str:
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Writes values and sources as JSON; a reader sees the old file or the new one, whole."""
-    path = Path(path)
     sources = {name: recipe.source_of(name) for name in recipe.as_dict()}
     content = json.dumps({"trainer": recipe.kind, "recipe": recipe.as_dict(), "sources": sources}, indent=4)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as beside:
         beside.write_text(content + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def recipe_table_markdown(recipe_class: type[Recipe]) -> str:

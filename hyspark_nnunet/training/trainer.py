@@ -1,5 +1,6 @@
 """What both trainers share: the recipe, the network's description, checkpoints, pre-trained weights."""
 
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -16,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hyspark_nnunet.architectures.from_plans import check_supported, encoder_arguments
 from hyspark_nnunet.checkpoints.storage import plain, read_checkpoint, read_weights, write_atomically
-from hyspark_nnunet.checkpoints.transfer import transfer_weights
+from hyspark_nnunet.checkpoints.transfer import differences, transfer_weights
 from hyspark_nnunet.training.optimization import parameter_groups
-from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe, resolve_recipe, save_recipe
+from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe, resolve_recipe, save_recipe, variable_name
 from hyspark_nnunet.training.schedules import ProgressScheduler
 
 # recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
@@ -65,6 +66,7 @@ class HySparKTrainer(nnUNetTrainer):
         self.save_every = self.recipe.save_every
         self._iteration_in_epoch = 0
         self._started_from: str | None = None
+        self._may_overwrite = False
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         """Refuses what this trainer cannot train, before anything is written.
@@ -95,14 +97,22 @@ class HySparKTrainer(nnUNetTrainer):
 
     def describe_network(self) -> dict[str, Any]:
         """What a checkpoint says of its network, for people and for messages."""
+        return plain(
+            {
+                "preset": self.recipe.preset,
+                "channel_names": self.dataset_json.get("channel_names"),
+                "patch_size": self.configuration_manager.patch_size,
+                **self._describe_sizes(),
+            }
+        )
+
+    def _describe_sizes(self) -> dict[str, Any]:
+        """What the shapes of the weights, and the strides between them, follow from."""
         arguments = encoder_arguments(self.configuration_manager, self.recipe.preset)
         del arguments["conv_op"]
         return plain(
             {
-                "preset": self.recipe.preset,
                 "input_channels": self.num_input_channels,
-                "channel_names": self.dataset_json.get("channel_names"),
-                "patch_size": self.configuration_manager.patch_size,
                 **arguments,
             }
         )
@@ -120,7 +130,7 @@ class HySparKTrainer(nnUNetTrainer):
     def _write_recipe_to_plans(self) -> None:
         """So that the results' plans.json, which prediction reads, says which network was trained."""
         fields = {name: value for name, value in self.recipe.as_dict().items() if name in NETWORK_FIELDS}
-        plan, kind = self.configuration_manager.configuration.get("hyspark", {}), self.recipe.kind
+        plan, kind = self.configuration_manager.configuration.get("hyspark") or {}, self.recipe.kind
         section = {**plan, kind: {**plan.get(kind, {}), **fields}}
         self.plans_manager.plans["configurations"][self.configuration_name]["hyspark"] = section
         self.configuration_manager.configuration["hyspark"] = section
@@ -134,13 +144,15 @@ class HySparKTrainer(nnUNetTrainer):
         if not others or not (folder / "plans.json").is_file():
             return
         earlier = PlansManager(str(folder / "plans.json")).get_configuration(self.configuration_name)
-        preset = resolve_recipe(self.recipe_class, earlier.configuration.get("hyspark"), environment={}).preset
-        if preset != self.recipe.preset:
-            raise ValueError(
-                f"{folder} holds folds trained with preset {preset} ({others[0].parent.name}), but this recipe has "
-                f"preset {self.recipe.preset}: folds are predicted together and need one network. Set "
-                f"HYSPARK_PRESET={preset}, or keep the new one apart by another plans name (-p) or results folder"
-            )
+        trained = resolve_recipe(self.recipe_class, earlier.configuration.get("hyspark"), environment={}).as_dict()
+        for name, value in self.recipe.as_dict().items():
+            if name in NETWORK_FIELDS and value != trained[name]:
+                raise ValueError(
+                    f"{folder} holds folds trained with {name} {trained[name]} ({others[0].parent.name}), but this "
+                    f"recipe has {name} {value}: the folds share one plans.json, which describes one network. Set "
+                    f"{variable_name(name)}={trained[name]}, or keep the new one apart by another plans name (-p) or "
+                    f"results folder"
+                )
 
     # ------------------------------------------------------------------------------------------- optimisation
 
@@ -165,20 +177,23 @@ class HySparKTrainer(nnUNetTrainer):
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def on_train_start(self) -> None:
-        """As nnU-Net's; keeps the checkpoints of an earlier training in this folder, and saves the recipe."""
+        """As nnU-Net's; saves the recipe, too."""
         if not self.was_initialized:
             self.initialize()
-        if self.local_rank == 0 and not self.disable_checkpointing:
-            self._set_aside_earlier_checkpoints()
+        if self.local_rank == 0:
             save_recipe(self.recipe, Path(self.output_folder) / "recipe.json")
         if self._started_from is None:
             self.print_to_log_file("No -pretrained_weights given: training from random weights.")
         super().on_train_start()
 
     def _set_aside_earlier_checkpoints(self) -> None:
-        """A training that does not continue (--c) would overwrite them: hours of somebody's work."""
+        """A training that does not continue (--c) would overwrite them: hours of somebody's work.
+
+        Not before there is a new one to write: till then, whoever forgot --c can stop and continue.
+        """
         earlier = sorted(Path(self.output_folder).glob("checkpoint_*.pth"))
-        if not earlier or self._started_from == "checkpoint":
+        already, self._may_overwrite = self._may_overwrite, True
+        if not earlier or already:
             return
         aside = Path(self.output_folder) / f"earlier_{datetime.now():%Y-%m-%d_%H-%M-%S}"
         aside.mkdir()
@@ -209,6 +224,7 @@ class HySparKTrainer(nnUNetTrainer):
             "hyspark": self.describe_network(),
             **self.extra_state(),
         }
+        self._set_aside_earlier_checkpoints()
         write_atomically(checkpoint, filename)
 
     def extra_state(self) -> dict[str, Any]:
@@ -232,8 +248,11 @@ class HySparKTrainer(nnUNetTrainer):
             if name in here and name in trained and trained[name] != here[name]:
                 raise ValueError(
                     f"the checkpoint was trained with {name} {trained[name]}, but the recipe says {here[name]}; "
-                    f"set HYSPARK_{name.upper()}={trained[name]}"
+                    f"set {variable_name(name)}={trained[name]}"
                 )
+        differing = differences(checkpoint.get("hyspark", {}), self._describe_sizes())
+        if differing:
+            raise ValueError("the checkpoint does not fit the plan as it is now:\n" + "\n".join(differing))
         # not by nnU-Net's load_checkpoint: it executes what a file asks for, and fails where it is given a dictionary
         self.bare_network.load_state_dict(checkpoint["network_weights"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
@@ -244,7 +263,7 @@ class HySparKTrainer(nnUNetTrainer):
         self._best_ema = checkpoint["_best_ema"]
         self.my_init_kwargs = checkpoint["init_args"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        self._started_from = "checkpoint"
+        self._started_from, self._may_overwrite = "checkpoint", True
         self.restore_extra_state(checkpoint)
 
     def restore_extra_state(self, checkpoint: dict[str, Any]) -> None:
@@ -266,7 +285,11 @@ class HySparKTrainer(nnUNetTrainer):
             else:
                 stock(network, fname, verbose=verbose)
 
-        run_training.load_pretrained_weights = load
+        # run as a script, nnU-Net's module has another name
+        for name in (run_training.__name__, "__main__", "__mp_main__"):
+            module = sys.modules.get(name)
+            if getattr(module, "load_pretrained_weights", None) is stock:
+                module.load_pretrained_weights = load  # type: ignore[union-attr]
 
     def load_pretrained_weights(self, path: str) -> None:
         """Starts the network from a file; prints and saves what was loaded, adapted, left at random and unused.

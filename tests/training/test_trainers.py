@@ -11,50 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from hyspark_nnunet.architectures.from_plans import n_stages_taken
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
-
-DATASET = "Dataset007_Nothing"
-DATASET_JSON = {
-    "channel_names": {"0": "CT"},
-    "labels": {"background": 0, "organ": 1},
-    "numTraining": 1,
-    "file_ending": ".nii.gz",
-}
-
-
-def make_plans(patch_size: list[int], strides: list, kernel_sizes: list | None = None, **more) -> dict:
-    """A plan as nnU-Net writes it, as far as a trainer reads it."""
-    dims = len(patch_size)
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": len(strides),
-            "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
-            "strides": strides,
-            "kernel_sizes": kernel_sizes or [[3] * dims] * len(strides),
-        },
-        "_kw_requires_import": ["conv_op"],
-    }
-    configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres",
-        "batch_size": 2,
-        "patch_size": patch_size,
-        "spacing": [1.0] * dims,
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
-        "architecture": architecture,
-        "batch_dice": True,
-        **more,
-    }
-    return {
-        "dataset_name": DATASET,
-        "plans_name": "nnUNetPlans",
-        "configurations": {"3d_fullres": configuration},
-        "label_manager": "LabelManager",
-        "continue_training": False,
-    }
-
-
-CUBIC = [[1, 1, 1]] + [[2, 2, 2]] * 3
+from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
 
 
 @pytest.fixture(autouse=True)
@@ -225,3 +182,20 @@ def test_weights_decay_and_norms_biases_and_tokens_do_not(trainer_class) -> None
     scheduler.step(trainer.num_epochs)
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
     assert decays["norms, biases, mask tokens"] == 0 and decays["weights"] > 0
+
+
+@BOTH
+def test_values_of_the_other_trainer_are_checked_too(trainer_class, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYSPARK_MASK_RATIO", "2")
+    monkeypatch.setenv("HYSPARK_POLYNOMIAL_EXPONENT", "-1")
+    with pytest.raises(
+        ValueError, match="(mask_ratio is 2.0|polynomial_exponent is -1.0), but it must .* \\(set by the env"
+    ):
+        make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC))
+
+
+@BOTH
+def test_an_empty_section_is_no_section(trainer_class) -> None:
+    trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark=None))
+    trainer._write_recipe_to_plans()
+    assert trainer.configuration_manager.configuration["hyspark"][trainer.recipe.kind]["preset"] == "B"

@@ -1,0 +1,45 @@
+"""Plans as nnU-Net writes them, as far as a trainer reads them."""
+
+DATASET = "Dataset007_Nothing"
+DATASET_JSON = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "organ": 1},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+}
+
+
+def make_plans(patch_size: list[int], strides: list, kernel_sizes: list | None = None, **more) -> dict:
+    """A plan as nnU-Net writes it, as far as a trainer reads it."""
+    dims = len(patch_size)
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": len(strides),
+            "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+            "strides": strides,
+            "kernel_sizes": kernel_sizes or [[3] * dims] * len(strides),
+        },
+        "_kw_requires_import": ["conv_op"],
+    }
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "batch_size": 2,
+        "patch_size": patch_size,
+        "spacing": [1.0] * dims,
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": architecture,
+        "batch_dice": True,
+        **more,
+    }
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetPlans",
+        "configurations": {"3d_fullres": configuration},
+        "label_manager": "LabelManager",
+        "continue_training": False,
+    }
+
+
+CUBIC = [[1, 1, 1]] + [[2, 2, 2]] * 3

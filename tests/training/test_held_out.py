@@ -1,0 +1,79 @@
+"""Held-out patches and masks are the same in every epoch; whole cases are covered."""
+
+import numpy as np
+import pytest
+import torch
+
+from hyspark_nnunet.training.case_reconstruction import reconstruct_case
+from hyspark_nnunet.training.held_out import HeldOutPatches, fixed_mask
+
+
+class RandomLoader:
+    """Draws from NumPy's global generator, as nnU-Net's loader does."""
+
+    def generate_train_batch(self) -> dict:
+        image = torch.from_numpy(np.random.rand(2, 1, 4, 4, 4).astype(np.float32))
+        return {"data": image, "target": None, "keys": [f"case_{np.random.randint(3)}" for _ in range(2)]}
+
+
+def make(rank: int = 0) -> HeldOutPatches:
+    return HeldOutPatches(RandomLoader(), 5, (2, 2, 2), 0.75, rank)
+
+
+def epoch(patches: HeldOutPatches) -> list[dict]:
+    patches.restart()
+    return [next(patches) for _ in range(5)]
+
+
+def test_every_epoch_and_every_run_sees_the_same() -> None:
+    np.random.seed(3)
+    patches = make()
+    first, second = epoch(patches), epoch(patches)
+    np.random.seed(4)
+    again = epoch(make())
+    for a, b, c in zip(first, second, again, strict=True):
+        for other in (b, c):
+            assert torch.equal(a["data"], other["data"]) and torch.equal(a["visible"], other["visible"])
+    assert not torch.equal(first[0]["visible"], first[1]["visible"])
+
+
+def test_ranks_see_other_patches_under_the_same_masks() -> None:
+    for mine, theirs in zip(epoch(make(0)), epoch(make(1)), strict=True):
+        assert not torch.equal(mine["data"], theirs["data"])
+        assert torch.equal(mine["visible"], theirs["visible"])
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    np.random.seed(0)
+    expected = np.random.rand()
+    np.random.seed(0)
+    make()
+    assert np.random.rand() == expected
+
+
+def test_examples_are_of_different_cases_first() -> None:
+    patches = make()
+    names = [case for case, _, _ in patches.examples(10)]
+    different = len(set(names))
+    assert len(names) == 10 and len(set(names[:different])) == different
+    assert patches.examples(0) == []
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (20, 8, 13), (3, 8, 9)])
+def test_a_case_is_covered(size: tuple) -> None:
+    image, seen = torch.rand(2, *size), []
+
+    def reconstruct(patch: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        seen.append((patch, visible))
+        return torch.zeros_like(patch)
+
+    case = reconstruct_case(image, (8, 8, 8), (4, 4, 4), 0.75, reconstruct)
+    assert case.n_patches == len(seen) == int(np.prod([max(1, -(-n // 8)) for n in size]))
+    covered = {round(value.item(), 6) for patch, _ in seen for value in patch[0].flatten()}
+    assert {round(value.item(), 6) for value in image[0].flatten()} <= covered
+    for index, (patch, visible) in enumerate(seen):
+        assert patch.shape == (2, 8, 8, 8) and torch.equal(visible, fixed_mask(index, 1, (2, 2, 2), 0.75)[0])
+    # zeros are every unit's mean: a loss of one but for the unbiased variance and padded units
+    full = 1 - 1 / 4**3
+    assert case.loss == pytest.approx(full, abs=1e-3) if min(size) >= 8 else case.loss < full + 1e-3
+    assert case.mean_absolute_error == pytest.approx(0.25, abs=0.1) or min(size) < 8

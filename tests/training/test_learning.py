@@ -1,0 +1,143 @@
+"""Steps of the pre-trainer on made patches: the loss falls, the weights move, masks are as they should be."""
+
+import copy
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
+from hyspark_nnunet.masking import sample_visible
+from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer, without_intensity_changes
+from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HySparKPretrainTrainer:
+    """A trainer with a network, as ``initialize`` makes it, but without a data set."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    recipe = {
+        "preset": "S",
+        "num_epochs": 2,
+        "num_iterations_per_epoch": 60,
+        "warmup_fraction": 0.0,
+        "pretrain": {"seed": 5, "decoder_width": 32, "initial_lr": 5e-3},
+    }
+    plans = make_plans([16, 16, 16], CUBIC, hyspark=recipe)
+    trainer = HySparKPretrainTrainer(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    trainer._write_recipe_to_plans()
+    torch.manual_seed(0)
+    trainer.network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
+    trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+    trainer.loss = trainer._build_loss()
+    return trainer
+
+
+def smooth_patches() -> torch.Tensor:
+    """Patches a network can learn to continue: waves along the axes."""
+    axis = torch.linspace(0, 12, 16)
+    wave = axis.sin()[:, None, None] + (axis / 2).cos()[:, None] + axis
+    return torch.stack([wave, 2 * wave.flip(0)])[:, None]
+
+
+def test_training_lowers_the_loss_and_moves_every_weight(trainer: HySparKPretrainTrainer) -> None:
+    before = copy.deepcopy(trainer.network.state_dict())
+    trainer.on_train_epoch_start()
+    losses = [float(trainer.train_step({"data": smooth_patches()})["loss"]) for _ in range(60)]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    moved = {name for name, p in trainer.network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(dict(trainer.network.named_parameters()))
+
+
+def test_the_learning_rate_moves_with_every_step(trainer: HySparKPretrainTrainer) -> None:
+    trainer.on_train_epoch_start()
+    rates = []
+    for _ in range(3):
+        trainer.train_step({"data": smooth_patches()})
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[0] > rates[1] > rates[2]
+
+
+def test_masks_differ_between_steps_epochs_and_ranks_and_repeat_when_continued(trainer: HySparKPretrainTrainer) -> None:
+    def masks(epoch: int, rank: int = 0) -> list[torch.Tensor]:
+        trainer.current_epoch, trainer.local_rank = epoch, rank
+        trainer.on_train_epoch_start()
+        trainer.local_rank = 0
+        return [sample_visible(2, trainer.grid, 0.75, trainer.mask_generator) for _ in range(4)]
+
+    first, second, other_rank = masks(0), masks(1), masks(1, rank=1)
+    assert not torch.equal(first[0], first[1])
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(second, other_rank, strict=True))
+    state = trainer.extra_state()
+    trainer.mask_seed = 99
+    trainer.restore_extra_state(state)
+    trainer.logger.local_logger.my_fantastic_logging["lrs"].pop()
+    assert all(torch.equal(a, b) for a, b in zip(masks(1), second, strict=True))
+
+
+@pytest.mark.parametrize("dummy_2d", [False, True])
+def test_only_transforms_that_move_voxels_remain(trainer: HySparKPretrainTrainer, dummy_2d: bool) -> None:
+    everything = trainer.get_training_transforms((16, 16, 16), (-0.5, 0.5), None, (0, 1, 2), dummy_2d)
+    kept = [type(t).__name__ for t in without_intensity_changes(everything).transforms]
+    expected = ["SpatialTransform", "MirrorTransform"]
+    if dummy_2d:
+        expected = ["Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"]
+    assert kept == expected
+    assert len(everything.transforms) > len(kept)
+
+
+ARGUMENTS = {
+    "input_channels": 1,
+    "n_stages": 3,
+    "features_per_stage": (4, 6, 12),
+    "conv_op": torch.nn.Conv3d,
+    "kernel_sizes": ((3, 3, 3),) * 3,
+    "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+    "n_blocks_per_stage": (1, 1, 1),
+    "expansion_per_stage": (2, 2, 2),
+    "vit_n_blocks": 1,
+    "vit_num_heads": 2,
+    "decoder_width": 12,
+}
+
+
+def _one_rank(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    network = HySparKMaskedAutoencoder(**ARGUMENTS).double().eval()
+    wrapped = DistributedDataParallel(network)
+    image, visible = torch.load(f"{folder}/batch.pt")
+    for _ in range(2):  # a parameter without gradient would stop the second step
+        network.zero_grad()
+        part = slice(rank, rank + 1)
+        reconstruction_loss(wrapped(image[part], visible[part], 2), image[part], visible[part]).backward()
+    torch.save({n: p.grad for n, p in network.named_parameters()}, f"{folder}/gradients_{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:
+    """Real processes over gloo, DDP without the search for unused parameters; BatchNorm in eval, float64."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(2, 1, 8, 8, 8, generator=generator, dtype=torch.float64)
+    visible = sample_visible(2, (2, 2, 2), 0.75, generator)
+    torch.save((image, visible), tmp_path / "batch.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_one_rank, args=(port, str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    network = HySparKMaskedAutoencoder(**ARGUMENTS).double().eval()
+    reconstruction_loss(network(image, visible), image, visible).backward()
+    first, second = (torch.load(tmp_path / f"gradients_{rank}.pt") for rank in range(2))
+    for name, parameter in network.named_parameters():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], parameter.grad, rtol=1e-8, atol=1e-8)

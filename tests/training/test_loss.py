@@ -1,0 +1,57 @@
+"""The loss against the plain definition, unit by unit."""
+
+import numpy as np
+import pytest
+import torch
+
+from hyspark_nnunet.masking import sample_visible
+from hyspark_nnunet.training.loss import reconstruction_loss
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("size", "grid"), [((8, 12, 4), (2, 3, 2)), ((6, 6), (3, 2))])
+def test_against_numpy(channels: int, size: tuple, grid: tuple) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
+    # channels of very different scale: each must be standardised on its own
+    image *= torch.tensor([1.0, 50.0, 0.1], dtype=torch.float64)[:channels].view(1, -1, *[1] * len(size))
+    reconstruction = torch.randn(image.shape, generator=generator, dtype=torch.float64)
+    visible = sample_visible(2, grid, 0.6, generator)
+    unit = [n // g for n, g in zip(size, grid, strict=True)]
+    errors = []
+    for sample in range(2):
+        for place in np.ndindex(*grid):
+            if visible[sample, 0][place]:
+                continue
+            block = tuple(slice(p * u, (p + 1) * u) for p, u in zip(place, unit, strict=True))
+            per_channel = []
+            for channel in range(channels):
+                x, y = (a[sample, channel][block].numpy() for a in (image, reconstruction))
+                per_channel.append(np.mean((y - (x - x.mean()) / np.sqrt(x.var(ddof=1) + 1e-6)) ** 2))
+            errors.append(np.mean(per_channel))
+    assert reconstruction_loss(reconstruction, image, visible).item() == pytest.approx(np.mean(errors), rel=1e-12)
+
+
+def test_predicting_the_mean_gives_one() -> None:
+    image = torch.randn(1, 1, 32, 32, 32)
+    visible = sample_visible(1, (2, 2, 2), 0.75)
+    loss = reconstruction_loss(torch.zeros_like(image), image, visible)
+    assert loss.item() == pytest.approx(1 - 1 / 16**3, abs=1e-5)
+
+
+def test_a_unit_without_structure_is_finite() -> None:
+    image, visible = torch.zeros(1, 1, 4, 4, 4), sample_visible(1, (2, 2, 2), 0.75)
+    prediction = torch.zeros_like(image, requires_grad=True)
+    loss = reconstruction_loss(prediction, image, visible)
+    loss.backward()
+    assert loss.item() == 0 and torch.isfinite(prediction.grad).all()
+
+
+def test_visible_units_do_not_count() -> None:
+    image, visible = torch.randn(1, 1, 4, 4, 4), sample_visible(1, (2, 2, 2), 0.5)
+    mask = visible
+    for axis in (2, 3, 4):
+        mask = mask.repeat_interleave(2, axis)
+    zero = torch.zeros_like(image)
+    spoilt = torch.where(mask, torch.tensor(float("nan")), zero)
+    assert reconstruction_loss(spoilt, image, visible) == reconstruction_loss(zero, image, visible)
