@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
-from hyspark_nnunet.checkpoints.transfer import part_of, transfer_weights
+from hyspark_nnunet.checkpoints.report import part_of
+from hyspark_nnunet.checkpoints.transfer import transfer_weights
 
 ARGUMENTS = {
     "input_channels": 1,
@@ -69,7 +70,8 @@ def test_a_fine_tuned_network_brings_its_decoder_but_not_its_heads(network) -> N
         expected = before[name] if "seg_layers" in name else source.state_dict()[name]
         assert torch.equal(tensor, expected), name
     heads = {(entry.fate, entry.why) for entry in report.entries if "seg_layers" in entry.name}
-    assert heads == {("random", "heads belong to the labels"), ("unused", "heads belong to the labels")}
+    why = "heads belong to the labels; the file does not name its labels"
+    assert heads == {("random", why), ("unused", why)}
 
 
 def test_no_shared_name(network) -> None:
@@ -116,7 +118,7 @@ def test_the_report_counts_and_is_saved(pretrained, network, tmp_path: Path) -> 
         t.numel() for n, t in pretrained.state_dict().items() if not n.startswith("encoder.")
     )
     table = report.table()
-    assert "encoder.stem" in table and "100.0% of the encoder's parameters" in table
+    assert "stem" in table and "stage 1" in table and "ViT" in table and "100.0% of the encoder's parameters" in table
     report.save(tmp_path / "report.json", "file.pth")
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["encoder_share"] == 1 and len(saved["tensors"]) == len(report.entries)
@@ -125,12 +127,15 @@ def test_the_report_counts_and_is_saved(pretrained, network, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("encoder.stem.weight", "encoder.stem"),
-        ("encoder.stages.0.blocks.0.conv.bias", "encoder.stages.0"),
-        ("encoder.vit.blocks.0.norm1.weight", "encoder.vit"),
-        ("decoder.levels.1.fusion.conv1.weight", "decoder.levels.1"),
-        ("decoder.seg_layers.0.bias", "decoder.seg_layers"),
-        ("densify.mask_tokens.0", "densify.mask_tokens"),
+        ("encoder.stem.weight", "stem"),
+        ("encoder.stages.0.blocks.0.conv.bias", "stage 0"),
+        ("encoder.vit.blocks.0.norm1.weight", "ViT"),
+        ("decoder.levels.1.fusion.conv1.weight", "decoder level 1"),
+        ("decoder.seg_layers.0.bias", "heads"),
+        ("decoder.project.bias", "decoder projection"),
+        ("densify.mask_tokens.0", "mask tokens"),
+        ("densify.projections.0.weight", "densifying projections"),
+        ("conv.weight", "other"),
     ],
 )
 def test_parts(name: str, part: str) -> None:

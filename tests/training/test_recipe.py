@@ -31,6 +31,7 @@ COMMON = {
     "initial_lr": 1e-4,
     "weight_decay": 0.04,
     "oversample_foreground_percent": 0.33,
+    "input_channel_mapping": None,
 }
 PRETRAIN = {
     "warmup_fraction": 0.4,
@@ -43,7 +44,14 @@ PRETRAIN = {
     "picture_every": 50,
     "seed": None,
 }
-FINETUNE = {"warmup_fraction": 0.05, "polynomial_exponent": 0.9}
+FINETUNE = {
+    "warmup_fraction": 0.05,
+    "polynomial_exponent": 0.9,
+    "decoder_warmup_epochs": 0,
+    "encoder_hold_epochs": 0,
+    "encoder_hold_factor": 0.0,
+    "layer_decay": 1.0,
+}
 
 
 class TestFields:
