@@ -21,8 +21,8 @@ from typing import Any, ClassVar, TypeVar, get_args
 from hyspark_nnunet.architectures.from_plans import PRESETS
 
 PREFIX = "HYSPARK_"
-# read elsewhere: tests/test_parity.py, checkpoints/transfer.py
-OTHER_VARIABLES = frozenset({"HYSPARK_REFERENCE_FIXTURES", "HYSPARK_ALLOW_PARTIAL"})
+# read elsewhere: tests/test_parity.py, tests/test_real_scans.py, checkpoints/transfer.py
+OTHER_VARIABLES = frozenset({"HYSPARK_REFERENCE_FIXTURES", "HYSPARK_REAL_DATA", "HYSPARK_ALLOW_PARTIAL"})
 
 RELEASE = "HySparK's pre-training"
 NNUNET = "nnU-Net"
