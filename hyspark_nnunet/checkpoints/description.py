@@ -1,5 +1,6 @@
 """What a checkpoint says of its network, for people and for transfers."""
 
+import json
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -39,4 +40,5 @@ def describe_network(
     }
     if with_heads:
         description["labels"], description["regions"] = head_labels(dataset_json["labels"])
-    return plain(description)
+    # lists, no tuples: what JSON gives back, in plans and .safetensors files, is equal then
+    return json.loads(json.dumps(plain(description)))

@@ -257,12 +257,17 @@ def preset_of(sizes: EncoderSizes) -> str | None:
 
 def differences(described: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
     """A line for everything that two descriptions of networks say differently."""
-    keys = [key for key in description if key in described and described[key] != description[key]]
+    keys = [key for key in description if key in described and _listed(described[key]) != _listed(description[key])]
     return [
         f"differs: {key} is {described[key]} in the file, {description[key]} here"
         for key in keys
         if key not in NOT_COMPARED
     ]
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists: earlier checkpoints hold tuples where JSON gives lists."""
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _times(sizes: torch.Size) -> str:

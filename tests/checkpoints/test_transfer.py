@@ -110,6 +110,11 @@ def test_differing_strides_are_noted(pretrained, network) -> None:
     assert report.notes[0] in report.table()
 
 
+def test_tuples_and_lists_are_no_difference(pretrained, network) -> None:
+    report = transfer_weights(network, pretrained.state_dict(), "f", {"strides": [(1,), (2,)]}, {"strides": [[1], [2]]})
+    assert report.notes == []
+
+
 def test_the_report_counts_and_is_saved(pretrained, network, tmp_path: Path) -> None:
     report = transfer_weights(network, pretrained.state_dict(), "file.pth")
     ours = sum(t.numel() for t in network.state_dict().values())
