@@ -223,6 +223,27 @@ def test_export_and_import(project: Project, prediction: Path, tmp_path: Path) -
         assert np.array_equal(voxels(file), voxels(again / file.name))
 
 
+def test_a_converted_checkpoint_predicts_the_same(
+    project: Project, finetuned: tuple[Path, str], prediction: Path, tmp_path: Path
+) -> None:
+    """A fine-tuned checkpoint to safetensors, and from there to a complete checkpoint in an empty results folder."""
+    source, weights = finetuned[0] / "checkpoint_final.pth", tmp_path / "weights.safetensors"
+    printed = project.run("hyspark_nnunet", "checkpoint", "inspect", str(source), "-d", "6")
+    assert "background" in printed and "100.0% of the encoder's parameters" in printed and "Fits." in printed
+    project.run("hyspark_nnunet", "checkpoint", "convert", str(source), str(weights), "--to", "safetensors")
+    elsewhere = Project(tmp_path)
+    folder = elsewhere.fold_folder(LABELLED, FINETUNER, "0")
+    folder.mkdir(parents=True)
+    arguments = ("--to", "nnunet", "-d", "6", "-f", "0")
+    project.run("hyspark_nnunet", "checkpoint", "convert", str(weights), str(folder / source.name), *arguments)
+    again = predict(project, tmp_path / "again", nnUNet_results=str(elsewhere.results))
+    for file in prediction.glob("*.nii.gz"):
+        assert np.array_equal(voxels(file), voxels(again / file.name))
+    # and trains on
+    project.train(6, "0", FINETUNER, "--c", HYSPARK_NUM_EPOCHS="1", nnUNet_results=str(elsewhere.results))
+    assert read_checkpoint(folder / source.name)["current_epoch"] == 1
+
+
 def test_prediction_with_the_pretraining_network_says_why_not(
     project: Project, pretrained: Path, tmp_path: Path
 ) -> None:

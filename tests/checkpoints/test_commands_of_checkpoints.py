@@ -9,7 +9,7 @@ import safetensors
 import torch
 
 from hyspark_nnunet.architectures.from_plans import PRESETS
-from hyspark_nnunet.checkpoints.dataset_network import network_of_dataset
+from hyspark_nnunet.checkpoints.dataset_network import TRAINERS, network_of_dataset
 from hyspark_nnunet.checkpoints.reference import reference_form, to_reference
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically
 from hyspark_nnunet.cli import main
@@ -162,6 +162,21 @@ class TestConvert:
         section = json.loads((out.parents[1] / "plans.json").read_text())["configurations"]["3d_fullres"]["hyspark"]
         assert section[source["trainer_name"].removeprefix("HySparK").removesuffix("Trainer").lower()]["preset"] == "S"
         assert json.loads((out.parents[1] / "dataset.json").read_text()) == DATASET_JSON
+
+    def test_a_training_continues_from_it(self, checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+        out = tmp_path / "out.pth"
+        assert self.convert(checkpoint, out, "nnunet", *TARGET) == 0
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+        trainer_class = TRAINERS[read_checkpoint(out)["trainer_name"]]
+        plans = make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"})
+        trainer = trainer_class(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+        settings = trainer.configuration_manager
+        trainer.network = trainer_class.build_network_architecture(trainer.plans_manager, settings, 1, 2)
+        trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+        trainer.was_initialized = True
+        trainer.load_checkpoint(str(out))
+        assert weights_equal(trainer.network.state_dict(), read_weights(checkpoint).state)
+        assert trainer.current_epoch == 0
 
     def test_a_release_becomes_a_checkpoint(self, checkpoint: Path, tmp_path: Path, capsys) -> None:
         source = read_weights(checkpoint).state
