@@ -156,7 +156,7 @@ def test_training_anew_keeps_the_earlier_checkpoints(pretrained: Path, project: 
 def test_finetuning_starts_from_the_pretrained_encoder(pretrained: Path, finetuned: tuple[Path, str]) -> None:
     folder, printed = finetuned
     assert "100.0% of the encoder's parameters come from the file." in printed
-    assert "encoder.stem" in printed and "unused" in printed and "no such part in this network" in printed
+    assert "stem   " in printed and "unused" in printed and "no such part in this network" in printed
     report = json.loads((folder / "pretrained_weights_report.json").read_text())
     state = network_state(pretrained / "checkpoint_final.pth")
     loaded = {entry["name"] for entry in report["tensors"] if entry["fate"] == "loaded"}
@@ -222,6 +222,27 @@ def test_export_and_import(project: Project, prediction: Path, tmp_path: Path) -
     again = predict(project, tmp_path / "again", nnUNet_results=str(elsewhere))
     for file in prediction.glob("*.nii.gz"):
         assert np.array_equal(voxels(file), voxels(again / file.name))
+
+
+def test_a_converted_checkpoint_predicts_the_same(
+    project: Project, finetuned: tuple[Path, str], prediction: Path, tmp_path: Path
+) -> None:
+    """A fine-tuned checkpoint to safetensors, and from there to a complete checkpoint in an empty results folder."""
+    source, weights = finetuned[0] / "checkpoint_final.pth", tmp_path / "weights.safetensors"
+    printed = project.run("hyspark_nnunet", "checkpoint", "inspect", str(source), "-d", "6")
+    assert "background" in printed and "100.0% of the encoder's parameters" in printed and "Fits." in printed
+    project.run("hyspark_nnunet", "checkpoint", "convert", str(source), str(weights), "--to", "safetensors")
+    elsewhere = Project(tmp_path)
+    folder = elsewhere.fold_folder(LABELLED, FINETUNER, "0")
+    folder.mkdir(parents=True)
+    arguments = ("--to", "nnunet", "-d", "6", "-f", "0")
+    project.run("hyspark_nnunet", "checkpoint", "convert", str(weights), str(folder / source.name), *arguments)
+    again = predict(project, tmp_path / "again", nnUNet_results=str(elsewhere.results))
+    for file in prediction.glob("*.nii.gz"):
+        assert np.array_equal(voxels(file), voxels(again / file.name))
+    # and trains on
+    project.train(6, "0", FINETUNER, "--c", HYSPARK_NUM_EPOCHS="1", nnUNet_results=str(elsewhere.results))
+    assert read_checkpoint(folder / source.name)["current_epoch"] == 1
 
 
 def test_prediction_with_the_pretraining_network_says_why_not(

@@ -1,5 +1,6 @@
 """Reading and writing checkpoint files: nothing executed on reading, nothing half-written."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,8 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -14,15 +17,29 @@ from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints.reference import from_reference, reference_form
 
 WEIGHT_KEYS = ("network_weights", "state_dict", "model")
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# words that DDP, torch.compile, FSDP and activation checkpointing put into names, at the front or, where a part of a
+# network was wrapped, in the middle
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# of a checkpoint, what goes into the metadata of a .safetensors file, as JSON: it holds strings only
+METADATA = ("trainer_name", "current_epoch", "recipe", "hyspark")
 
 
 class SourceWeights(NamedTuple):
-    """Weights read from a file, under our names, and what the file says of itself."""
+    """Weights read from a file, and what the file says of itself.
+
+    Attributes:
+        state: tensors under our names.
+        description: of the network, as ``checkpoints.description`` writes it; {} in files that have none.
+        origin: which trainer or release the file is of, in words.
+        rest: everything in the file but the weights.
+        dropped: names of the release that our networks have no place for.
+    """
 
     state: dict[str, Tensor]
     description: dict[str, Any]
     origin: str
+    rest: dict[str, Any] = {}
+    dropped: tuple[str, ...] = ()
 
 
 def write_atomically(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -30,10 +47,26 @@ def write_atomically(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
     NumPy numbers become Python's, so that the file reads back without executing anything.
     """
+    content = plain(checkpoint)
     with replacing(path) as beside, open(beside, "wb") as file:
-        torch.save(plain(checkpoint), file)
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any], path: str | Path) -> None:
+    """Writes weights as .safetensors, whole or not at all, with what is said of them in its metadata as JSON.
+
+    Args:
+        state: the weights.
+        about: a checkpoint's other parts; those named in METADATA are written.
+        path: of the file.
+    """
+    metadata = {key: json.dumps(plain(about[key])) for key in METADATA if about.get(key) is not None}
+    # separate storages: safetensors refuses tensors that share memory
+    separate = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+    with replacing(path) as beside:
+        safetensors.torch.save_file(separate, beside, metadata={"format": "pt", **metadata})
 
 
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -50,10 +83,12 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no checkpoint file at {path}: give the path of a .pth file, such as checkpoint_final.pth"
+            f"no checkpoint file at {path}: give the path of a .pth or .safetensors file, such as checkpoint_final.pth"
         )
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): its writing was cut off; take another checkpoint")
+    if _is_safetensors(path):
+        return _read_safetensors(path, device)
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except UnpicklingError as error:
@@ -74,26 +109,50 @@ def read_weights(path: str | Path) -> SourceWeights:
     """Reads network weights from a file of ours or of the HySparK release.
 
     Args:
-        path: a ``.pth`` file; the weights bare or under ``network_weights``, ``state_dict`` or ``model``, with or
-            without the prefixes of DDP and torch.compile.
+        path: a ``.pth`` or ``.safetensors`` file; the weights bare or under ``network_weights``, ``state_dict`` or
+            ``model``, with or without what DDP and torch.compile put into names.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: see ``read_checkpoint``; or the file holds no tensors.
     """
     checkpoint = read_checkpoint(path)
-    wrapped = next((key for key in WEIGHT_KEYS if isinstance(checkpoint.get(key), dict)), None)
-    weights = checkpoint if wrapped is None else checkpoint[wrapped]
+    weights, rest = checkpoint, {}
+    while (wrapped := next((key for key in WEIGHT_KEYS if isinstance(weights.get(key), dict)), None)) is not None:
+        rest.update({key: value for key, value in weights.items() if key != wrapped})
+        weights = weights[wrapped]
     state = {_unwrap(name): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
     if not state:
         raise ValueError(
             f"{path} holds no network weights: expected tensors, bare or under one of {', '.join(WEIGHT_KEYS)}; "
             f"found {', '.join(map(str, list(checkpoint)[:5])) or 'nothing'}"
         )
-    description = checkpoint.get("hyspark", {}) if wrapped else {}
-    if reference_form(state) is not None:
-        return SourceWeights(from_reference(state).state, description, "HySparK release")
-    return SourceWeights(state, description, str(checkpoint.get("trainer_name", "unknown")))
+    described = rest.get("hyspark")
+    description = described if isinstance(described, dict) else {}
+    if (form := reference_form(state)) is not None:
+        converted = from_reference(state)
+        origin = f"HySparK release, {form.replace('_', ' ')}"
+        return SourceWeights(converted.state, description, origin, rest, tuple(converted.dropped))
+    return SourceWeights(state, description, str(rest.get("trainer_name", "unknown")), rest)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: the length of a JSON header, then the header. Neither torch's zip files nor pickles begin so."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+            metadata = file.metadata() or {}
+        return {"network_weights": state, **{key: json.loads(metadata[key]) for key in METADATA if key in metadata}}
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is not a readable checkpoint (truncated, or another kind of file): {_first_line(error)}"
+        ) from error
 
 
 def plain(value: Any) -> Any:
@@ -112,11 +171,7 @@ def plain(value: Any) -> Any:
 
 
 def _unwrap(name: str) -> str:
-    while True:
-        prefix = next((p for p in WRAPPER_PREFIXES if name.startswith(p)), None)
-        if prefix is None:
-            return name
-        name = name.removeprefix(prefix)
+    return ".".join(word for word in name.split(".") if word not in WRAPPERS)
 
 
 def _first_line(error: BaseException) -> str:

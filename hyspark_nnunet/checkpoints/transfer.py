@@ -1,80 +1,30 @@
 """Starting a network from pre-trained weights, with a complete account of what was done."""
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.checkpoints.adaptation import (
+    adapt_input_channels,
+    adapt_kernel,
+    channel_assignment,
+    channel_names,
+)
+from hyspark_nnunet.checkpoints.correspondence import is_required, source_name, unit_of
+from hyspark_nnunet.checkpoints.heads import matching_heads
+from hyspark_nnunet.checkpoints.report import TransferReport
+from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes
 
 MIN_ENCODER_SHARE = 0.9
 ALLOW_PARTIAL = "HYSPARK_ALLOW_PARTIAL"
-# nnU-Net's rule: the heads belong to the labels of a data set and are never transferred
-HEADS = "seg_layers"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What became of one tensor: ``fate`` is loaded, adapted, random or unused; ``why`` says more."""
-
-    name: str
-    part: str
-    fate: str
-    parameters: int
-    why: str = ""
-
-
-@dataclass
-class TransferReport:
-    """What ``transfer_weights`` did.
-
-    Attributes:
-        entries: one per tensor of the network, and per tensor of the file that was left unused.
-        notes: differences that change no tensor.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def parameters(self, *fates: str, part_prefix: str = "") -> int:
-        """Number of parameters with one of the fates, in parts whose name begins so."""
-        return sum(e.parameters for e in self.entries if e.fate in fates and e.part.startswith(part_prefix))
-
-    @property
-    def encoder_share(self) -> float:
-        """Share of the encoder's parameters that came from the file."""
-        total = self.parameters("loaded", "adapted", "random", part_prefix="encoder")
-        return self.parameters("loaded", "adapted", part_prefix="encoder") / total
-
-    def table(self) -> str:
-        """The report for people: a line per part and fate."""
-        rows: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
-        for entry in self.entries:
-            rows[entry.part, entry.fate, entry.why].append(entry)
-        lines = [f"{'part':<28}{'':<10}{'tensors':>8}{'parameters':>14}  why"]
-        for (part, fate, why), entries in rows.items():
-            lines.append(
-                f"{part:<28}{fate:<10}{len(entries):>8}{sum(e.parameters for e in entries):>14,}  {why}".rstrip()
-            )
-        lines.append(f"{self.encoder_share:.1%} of the encoder's parameters come from the file.")
-        return "\n".join(lines + self.notes)
-
-    def save(self, path: Path, file: str) -> None:
-        """Writes the report as JSON, beside its place and renamed."""
-        content = {
-            "pretrained_weights": file,
-            "encoder_share": self.encoder_share,
-            "notes": self.notes,
-            "tensors": [vars(entry) for entry in self.entries],
-        }
-        with replacing(path) as beside:
-            beside.write_text(json.dumps(content, indent=2))
+STEM, HEADS = "encoder.stem.weight", "decoder.seg_layers."
+# of a description, what no tensor shows and what belongs to the data set: no difference worth a line
+NOT_COMPARED = ("dataset", "configuration", "plans")
 
 
 def transfer_weights(
@@ -83,89 +33,245 @@ def transfer_weights(
     file: str,
     described: Mapping[str, Any] | None = None,
     description: Mapping[str, Any] | None = None,
+    input_channel_mapping: str | None = None,
 ) -> TransferReport:
-    """Loads what fits by name and shape, or nothing.
+    """Loads what fits, adapted where it can be; or nothing.
 
     Args:
         network: HySparKUNet or HySparKMaskedAutoencoder; unchanged where an error is raised.
         state: weights under our names.
         file: their file, for messages.
-        described: what the file says of its network (strides, preset ...).
+        described: what the file says of its network (strides, channel names, labels ...).
         description: the same of this network.
+        input_channel_mapping: of the recipe, see ``adaptation.channel_assignment``.
 
     Returns:
-        the report: every tensor of the network is loaded or left at random, every tensor of the file used or not.
+        the report: every tensor of the network is loaded, adapted or left at random, every tensor of the file used or
+        not.
 
     Raises:
-        ValueError: the file shares no name with the network; a shape differs; or less than 90 % of the encoder's
-            parameters would be loaded (unless ``HYSPARK_ALLOW_PARTIAL=1``).
+        ValueError: the file shares no name with the network; a width of the encoder differs; the mapping is not
+            possible; or less than 90 % of the encoder's parameters would be loaded (unless
+            ``HYSPARK_ALLOW_PARTIAL=1``).
     """
     target = network.state_dict()
-    shared = [name for name in target if name in state and HEADS not in name]
-    if not shared:
-        raise ValueError(
-            f"{file} shares no weight with this network: it holds {_some(state)}, the network {_some(target)}. "
-            "Give a checkpoint of HySparKPretrainTrainer or HySparKFinetuneTrainer."
-        )
-    described, description = described or {}, description or {}
-    wrong = [name for name in shared if state[name].shape != target[name].shape]
-    if wrong:
-        raise ValueError(_shape_message(wrong, state, target, file, described, description))
-
-    report = TransferReport(notes=differences(described, description))
-    for name, tensor in target.items():
-        if name in shared:
-            report.entries.append(Entry(name, part_of(name), "loaded", tensor.numel()))
-        else:
-            why = "heads belong to the labels" if HEADS in name else "not in the file"
-            report.entries.append(Entry(name, part_of(name), "random", tensor.numel(), why))
-    for name, tensor in state.items():
-        if name not in shared:
-            why = "heads belong to the labels" if HEADS in name else "no such part in this network"
-            report.entries.append(Entry(name, part_of(name), "unused", tensor.numel(), why))
+    transfer = Transfer(state, target, file, described or {}, description or {}, input_channel_mapping)
+    report = transfer.report
     if report.encoder_share < MIN_ENCODER_SHARE and os.environ.get(ALLOW_PARTIAL) != "1":
         raise ValueError(
             f"{file} would fill only {report.encoder_share:.1%} of the encoder's parameters, less than "
             f"{MIN_ENCODER_SHARE:.0%}; set {ALLOW_PARTIAL}=1 to go on all the same.\n{report.table()}"
         )
     with torch.no_grad():
-        for name in shared:
-            target[name].copy_(state[name])
+        for name, value in transfer.values.items():
+            target[name].copy_(value)
+        for name, rows in transfer.rows.items():
+            for row, value in rows.items():
+                target[name][row].copy_(value)
     return report
 
 
-def part_of(name: str) -> str:
-    """The part of a network that a tensor belongs to: its first words, down to the stage or the level."""
-    words = name.split(".")
-    depth = 3 if len(words) > 2 and words[1] in ("stages", "levels") else 2
-    return ".".join(words[: min(depth, len(words) - 1)])
+class Transfer:
+    """What ``transfer_weights`` would do; nothing is written yet.
+
+    Args:
+        state: weights under our names.
+        target: the network's tensors; only their shapes are read, so they may be without values (device "meta").
+        file, described, description, input_channel_mapping: as in ``transfer_weights``.
+
+    Attributes:
+        values: new values by name.
+        rows: new values of single heads, by name and head.
+        report: what became of every tensor.
+
+    Raises:
+        ValueError: see ``transfer_weights``; a small share of the encoder is no error here.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        target: Mapping[str, Tensor],
+        file: str,
+        described: Mapping[str, Any],
+        description: Mapping[str, Any],
+        input_channel_mapping: str | None = None,
+    ) -> None:
+        self.state, self.target, self.file = state, target, file
+        self.described, self.description = described, description
+        self.mapping = input_channel_mapping
+        self.values: dict[str, Tensor] = {}
+        self.rows: dict[str, dict[int, Tensor]] = {}
+        self.report = TransferReport(notes=differences(described, description))
+        if not any(name in state for name in target):
+            raise ValueError(
+                f"{file} shares no weight with this network: it holds {_some(state)}, the network {_some(target)}. "
+                "Give a checkpoint of HySparKPretrainTrainer or HySparKFinetuneTrainer, or a HySparK release."
+            )
+        sizes = encoder_sizes(target)
+        if sizes is None:
+            raise ValueError(f"no HySparK network to load {file} into: it holds {_some(target)}")
+        self.target_sizes = sizes
+        # a partial file: taken name by name, as if it came from this network
+        self.source_sizes = encoder_sizes(state) or sizes
+        self.names = {name: source_name(name, self.source_sizes, sizes) for name in target}
+        self._hows: dict[str, str] = {}
+        self._whys: dict[str, str] = {}
+        self._check_widths()
+        self._match_units()
+        self._match_heads()
+        self._write_report()
+
+    # ---------------------------------------------------------------------------------------------- matching
+
+    def _fitted(self, name: str) -> tuple[Tensor | None, str]:
+        """The file's tensor in the shape the network wants, and how it was adapted; None: it does not fit, and why."""
+        theirs = self.names[name]
+        if theirs is None or theirs not in self.state:
+            return None, "not in the file"
+        value, shape, hows = self.state[theirs], self.target[name].shape, []
+        if name == STEM and value.ndim == len(shape):
+            source, ours = value.shape[1], shape[1]
+            assignment, how = channel_assignment(
+                channel_names(self.described, source), channel_names(self.description, ours), self.mapping
+            )
+            if how:
+                value = adapt_input_channels(value, assignment, ours)
+                hows.append(how)
+        if value.shape != shape and value.ndim == len(shape) > 2 and value.shape[:2] == shape[:2]:
+            adapted = adapt_kernel(value, shape[2:])
+            if adapted is not None:
+                hows.append(f"kernel {_times(value.shape[2:])} -> {_times(shape[2:])}")
+                value = adapted
+        if value.shape != shape:
+            return None, f"shape {_times(self.state[theirs].shape)} in the file, {_times(shape)} here"
+        return value, "; ".join(hows)
+
+    def _check_widths(self) -> None:
+        wrong = []
+        for name in self.target:
+            theirs = self.names[name]
+            if theirs in self.state and is_required(name, self.source_sizes, self.target_sizes):
+                value, _ = self._fitted(name)
+                if value is None:
+                    wrong.append(name)
+        if wrong:
+            raise ValueError(self._width_message(wrong))
+
+    def _match_units(self) -> None:
+        units: dict[str, list[str]] = defaultdict(list)
+        for name in self.target:
+            if not name.startswith(HEADS):
+                # in stages that both have, a part of a block is worth loading: the file may be partial
+                required = is_required(name, self.source_sizes, self.target_sizes)
+                units[name if required else unit_of(name)].append(name)
+        for members in units.values():
+            fitted = {name: self._fitted(name) for name in members}
+            misfits = [why for value, why in fitted.values() if value is None]
+            for name, (value, how) in fitted.items():
+                if value is None or misfits:
+                    self._whys[name] = next((why for why in misfits if why != "not in the file"), misfits[0])
+                else:
+                    self.values[name] = value
+                    self._hows[name] = how
+        if "encoder.vit.norm.weight" in self.state and "encoder.vit.norm.weight" not in self.values:
+            why = f"width {self.source_sizes.vit_width} in the file, {self.target_sizes.vit_width} here"
+            self._whys.update({name: why for name in self.target if name.startswith("encoder.vit.")})
+            self.report.notes.append(f"WARNING: the ViT is left out, it starts from random weights: {why}")
+        elif self.source_sizes.n_stages != self.target_sizes.n_stages:
+            self.report.notes.append(
+                f"the ViT goes from stage {self.source_sizes.n_stages - 1} of the file to stage "
+                f"{self.target_sizes.n_stages - 1}"
+            )
+
+    def _match_heads(self) -> None:
+        """Heads where the labels agree by name and the decoder level they read came along."""
+        for name in (name for name in self.target if name.startswith(HEADS)):
+            theirs, level = self.names[name], f"decoder.levels.{name.split('.')[2]}."
+            if theirs is None or theirs not in self.state:
+                self._whys[name] = "heads belong to the labels; not in the file"
+                continue
+            value, target = self.state[theirs], self.target[name]
+            heads, why = matching_heads(self.described, self.description, len(value), len(target))
+            if value.shape[1:] != target.shape[1:] or not any(n.startswith(level) for n in self.values):
+                heads, why = {}, "their decoder level is not loaded"
+            self._whys[name] = f"heads belong to the labels; {why}"
+            if len(heads) == len(target) == len(value) and all(a == b for a, b in heads.items()):
+                self.values[name] = value
+                self._hows[name] = ""
+            elif heads:
+                self.rows[name] = {ours: value[source] for ours, source in heads.items()}
+                labels = self.description["labels"]
+                self._hows[name] = f"by label: {', '.join(labels[head] for head in sorted(heads))}"
+
+    # ------------------------------------------------------------------------------------------------ report
+
+    def _write_report(self) -> None:
+        for name, tensor in self.target.items():
+            count = tensor.numel()
+            if name in self.values:
+                how = self._hows[name]
+                self.report.add(name, "adapted" if how else "loaded", count, how or self._moved(name))
+            elif name in self.rows:
+                taken = len(self.rows[name]) * (count // len(tensor))
+                self.report.add(name, "adapted", taken, self._hows[name])
+                if count > taken:
+                    self.report.add(name, "random", count - taken, self._whys[name])
+            else:
+                self.report.add(name, "random", count, self._whys[name])
+        used = {self.names[name] for name in (*self.values, *self.rows)}
+        wanted = {theirs: ours for ours, theirs in self.names.items() if theirs is not None}
+        for name, tensor in self.state.items():
+            if name not in used:
+                why = self._whys[wanted[name]] if name in wanted else "no such part in this network"
+                self.report.add(name, "unused", tensor.numel(), why)
+
+    def _moved(self, name: str) -> str:
+        theirs = self.names[name]
+        return "" if theirs == name or theirs is None else f"from {unit_of(theirs).rstrip('.')} of the file"
+
+    def _width_message(self, wrong: list[str]) -> str:
+        name, source, target = wrong[0], self.source_sizes, self.target_sizes
+        theirs = self.names[name] or name
+        message = (
+            f"{self.file} does not fit this network: {len(wrong)} tensors differ in shape, first {name}: "
+            f"{tuple(self.state[theirs].shape)} in the file, {tuple(self.target[name].shape)} here."
+        )
+        if source.features_per_stage != target.features_per_stage:
+            message += (
+                f"\nWidths of the stages: {source.features_per_stage} in the file, {target.features_per_stage} here."
+            )
+        for line in differences(self.described, self.description):
+            message += f"\n{line}"
+        preset = self.described.get("preset") or preset_of(source)
+        if preset and preset != (self.description.get("preset") or preset_of(target)):
+            message += f"\nThe file was trained with preset {preset}: set HYSPARK_PRESET={preset}."
+        return message + "\nNothing was loaded."
 
 
-def _shape_message(
-    wrong: list[str],
-    state: Mapping[str, Tensor],
-    target: Mapping[str, Tensor],
-    file: str,
-    described: Mapping[str, Any],
-    description: Mapping[str, Any],
-) -> str:
-    name = wrong[0]
-    message = (
-        f"{file} does not fit this network: {len(wrong)} tensors differ in shape, first {name}: "
-        f"{tuple(state[name].shape)} in the file, {tuple(target[name].shape)} here."
-    )
-    for line in differences(described, description):
-        message += f"\n{line}"
-    preset = described.get("preset")
-    if preset and preset != description.get("preset"):
-        message += f"\nThe file was trained with preset {preset}: set HYSPARK_PRESET={preset}."
-    return message + "\nNothing was loaded."
+def preset_of(sizes: EncoderSizes) -> str | None:
+    """The preset that has these widths, if any."""
+    widths = tuple(sizes.features_per_stage)
+    return next((name for name, p in PRESETS.items() if p.features_per_stage[: len(widths)] == widths), None)
 
 
 def differences(described: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
-    """A line per value that a file's description of its network and this network's do not share."""
-    keys = [key for key in description if key in described and described[key] != description[key]]
-    return [f"differs: {key} is {described[key]} in the file, {description[key]} here" for key in keys]
+    """A line for everything that two descriptions of networks say differently."""
+    keys = [key for key in description if key in described and _listed(described[key]) != _listed(description[key])]
+    return [
+        f"differs: {key} is {described[key]} in the file, {description[key]} here"
+        for key in keys
+        if key not in NOT_COMPARED
+    ]
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists: earlier checkpoints hold tuples where JSON gives lists."""
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _times(sizes: torch.Size) -> str:
+    return "x".join(map(str, sizes)) or "1"
 
 
 def _some(state: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,7 @@
 """Fine-tuning the pre-trained encoder for segmentation."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
 from hyspark_nnunet.masking import mask_grid, unit_size
+from hyspark_nnunet.training.optimization import parameter_groups, skip_frozen
 from hyspark_nnunet.training.recipe import FinetuneRecipe, resolve_recipe
-from hyspark_nnunet.training.schedules import ProgressScheduler, warmup_polynomial
+from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
 from hyspark_nnunet.training.trainer import HySparKTrainer
 
 
@@ -24,6 +26,7 @@ class HySparKFinetuneTrainer(HySparKTrainer):
 
     recipe_class = FinetuneRecipe
     recipe: FinetuneRecipe
+    has_heads = True
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         strides = encoder_arguments(settings, self.recipe.preset)["strides"]
@@ -69,14 +72,47 @@ class HySparKFinetuneTrainer(HySparKTrainer):
             **encoder_arguments(configuration_manager, recipe.preset),
         )
 
-    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> ProgressScheduler:
-        factor = partial(
-            warmup_polynomial,
-            warmup_fraction=self.recipe.warmup_fraction,
-            exponent=self.recipe.polynomial_exponent,
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressScheduler]:
+        optimizer, scheduler = super().configure_optimizers()
+        optimizer.register_step_pre_hook(skip_frozen)
+        return optimizer, scheduler
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The encoder apart where the recipe treats it otherwise."""
+        apart = self.recipe.decoder_warmup_epochs > 0 or self.recipe.encoder_hold_epochs > 0
+        return parameter_groups(
+            self.bare_network, self.weight_decay, self.initial_lr, apart, layer_decay=self.recipe.layer_decay
         )
-        # a continued training takes the weight decay of its recipe, not of the checkpoint's optimizer
-        return ProgressScheduler(optimizer, self.num_epochs, factor, lambda progress: self.weight_decay)
+
+    def group_notes(self) -> dict[str, str]:
+        alone, hold, factor = (
+            self.recipe.decoder_warmup_epochs,
+            self.recipe.encoder_hold_epochs,
+            self.recipe.encoder_hold_factor,
+        )
+        notes = []
+        if alone:
+            notes.append(f"frozen for {alone} epochs while the decoder warms up")
+        if hold > alone or (hold and not alone):
+            notes.append(f"frozen for {hold} epochs" if factor == 0 else f"{factor:g} of the rate for {hold} epochs")
+        return {"encoder": ", ".join(notes)}
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> ProgressScheduler:
+        recipe, epochs = self.recipe, self.num_epochs
+        curve = partial(warmup_polynomial, warmup_fraction=recipe.warmup_fraction, exponent=recipe.polynomial_exponent)
+        return ProgressScheduler(
+            optimizer,
+            epochs,
+            partial(decoder_first, alone_fraction=recipe.decoder_warmup_epochs / epochs, curve=curve),
+            # a continued training takes the weight decay of its recipe, not of the checkpoint's optimizer
+            lambda progress: self.weight_decay,
+            partial(
+                held_back,
+                frozen_fraction=recipe.decoder_warmup_epochs / epochs,
+                hold_fraction=recipe.encoder_hold_epochs / epochs,
+                hold_factor=recipe.encoder_hold_factor,
+            ),
+        )
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         """As nnU-Net's, for the stages the network takes of the plan."""

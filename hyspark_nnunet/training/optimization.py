@@ -1,26 +1,104 @@
 """Parameter groups of both trainers' AdamW."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+
+ENCODER, REST = "encoder", "decoder"
+WEIGHTS, EXEMPT = "weights", "norms, biases, mask tokens"
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weights, which decay, and norms, biases and mask tokens, which do not.
+def parameter_groups(
+    network: nn.Module, weight_decay: float, learning_rate: float, apart: bool = False, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Weights, which decay, and norms, biases and mask tokens, which do not; the encoder's apart where asked for.
+
+    The first group has the full learning rate: nnU-Net prints and logs its rate as that of the training. (Positions are
+    computed, and so are no parameters.)
 
     Args:
         network: its parameters that require a gradient.
-        weight_decay: of the first group.
+        weight_decay: of the weights.
+        learning_rate: peak rate of all but the encoder.
+        apart: the encoder has groups of its own.
+        layer_decay: factor on the rate from each layer of the encoder to the one before it, see ``encoder_layers``;
+            the last layer's rate is ``learning_rate * layer_decay``, as in BEiT (arXiv 2106.08254). Below 1 every
+            layer has groups of its own.
 
     Returns:
-        groups for torch.optim.AdamW, each with a ``name``.
+        groups for torch.optim.AdamW, each with a ``name`` and a ``part`` ("encoder" or "decoder"; "decoder" for all
+        where the encoder is not apart). A group without a parameter is left out.
     """
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
+    layers = encoder_layers(network) if layer_decay < 1 else {}
+    n_layers = 1 + max(layers.values(), default=-1)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            (exempt if parameter.ndim <= 1 or "mask_tokens" in name else decayed).append(parameter)
-    return [
-        {"name": "weights", "params": decayed, "weight_decay": weight_decay},
-        {"name": "norms, biases, mask tokens", "params": exempt, "weight_decay": 0.0},
-    ]
+        if not parameter.requires_grad:
+            continue
+        is_encoder = (apart or layer_decay < 1) and name.startswith("encoder.")
+        # distance from the decoder: 0 for the decoder, 1 for the last layer of the encoder
+        distance = n_layers - layers[layer_of(name)] if is_encoder and layers else int(is_encoder)
+        is_exempt = parameter.ndim <= 1 or "mask_tokens" in name
+        kind = EXEMPT if is_exempt else WEIGHTS
+        part = layer_of(name) if layers else ENCODER
+        title = f"{part}: {kind}" if is_encoder else f"{REST}: {kind}" if apart or layers else kind
+        empty: dict[str, Any] = {
+            "name": title,
+            "part": ENCODER if is_encoder else REST,
+            "params": [],
+            "weight_decay": 0.0 if is_exempt else weight_decay,
+            "lr": learning_rate * (layer_decay**distance if is_encoder else 1.0),
+        }
+        groups.setdefault((distance, is_exempt), empty)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def layer_of(name: str) -> str:
+    """The layer of the encoder that a parameter belongs to, in words; the final norm goes with the last block."""
+    if match := re.match(r"encoder\.stages\.(\d+)\.", name):
+        return f"stage {match[1]}"
+    if match := re.match(r"encoder\.vit\.blocks\.(\d+)\.", name):
+        return f"transformer block {match[1]}"
+    return "final norm" if name.startswith("encoder.vit.") else "stem"
+
+
+def encoder_layers(network: nn.Module) -> dict[str, int]:
+    """Numbers of the encoder's layers from the input on: stem, stages, transformer blocks."""
+    found = dict.fromkeys(layer_of(name) for name, _ in network.named_parameters() if name.startswith("encoder."))
+    names = [name for name in found if name != "final norm"]
+    return {name: number for number, name in enumerate(names)} | {"final norm": len(names) - 1}
+
+
+def describe_groups(optimizer: Optimizer, notes: Mapping[str, str]) -> str:
+    """A table of the parameter groups, for the log.
+
+    Args:
+        optimizer: its groups from ``parameter_groups``.
+        notes: what else to say of the groups of a part.
+    """
+    width = max(len(group["name"]) for group in optimizer.param_groups)
+    lines = [f"{'parameter group':<{width}}{'tensors':>9}{'parameters':>12}{'peak rate':>11}{'decay':>7}"]
+    for group in optimizer.param_groups:
+        count = sum(p.numel() for p in group["params"])
+        rate, decay = group.get("initial_lr", group["lr"]), group["weight_decay"]
+        lines.append(
+            f"{group['name']:<{width}}{len(group['params']):>9}{count:>12,}{rate:>11.3g}{decay:>7.3g}  "
+            f"{notes.get(group['part'], '')}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def skip_frozen(optimizer: Optimizer, *_: Any) -> None:
+    """A hook before an optimizer's step: groups with a rate of zero keep weights and moments as they are.
+
+    Their gradients are computed and dropped. Taking away requires_grad instead would break DDP: its reducer waits for
+    the gradients of all parameters that had one when the network was wrapped. AdamW's moments would otherwise collect
+    gradients of steps that were never taken.
+    """
+    for group in optimizer.param_groups:
+        if group["lr"] == 0:
+            for parameter in group["params"]:
+                parameter.grad = None

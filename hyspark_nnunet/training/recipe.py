@@ -46,6 +46,10 @@ SHARE = Allowed("lie in [0, 1]", lambda value: 0 <= value <= 1)
 PART = Allowed("lie in [0, 1)", lambda value: 0 <= value < 1)
 BETWEEN = Allowed("lie strictly between 0 and 1", lambda value: 0 < value < 1)
 SEED = Allowed("lie in [0, 2^63)", lambda value: 0 <= value < 2**63)
+ABOVE_ZERO_TO_ONE = Allowed("lie in (0, 1]", lambda value: 0 < value <= 1)
+PAIRS = Allowed(
+    "be pairs such as T1=CT, T2=CT", lambda value: all(0 < p.find("=") < len(p) - 1 for p in value.split(","))
+)
 ANYTHING = Allowed("be true or false", lambda value: True)
 
 # in error messages
@@ -118,6 +122,14 @@ class Recipe:
     )
     oversample_foreground_percent: float = documented(
         0.33, SHARE, unit="of a batch", source=NNUNET, meaning="part of a batch's patches that must hold foreground"
+    )
+    input_channel_mapping: str | None = documented(
+        None,
+        PAIRS,
+        unit="T1=CT, T2=CT",
+        source=OURS,
+        meaning="channel of the -pretrained_weights file that each channel starts from, by name or number; "
+        "none: by name where all are found, else averaged",
     )
     # per field: "default", "plan ..." or "environment ..."
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -224,6 +236,45 @@ class FinetuneRecipe(Recipe):
     polynomial_exponent: float = documented(
         0.9, POSITIVE, unit="exponent", source=NNUNET, meaning="of the learning rate's decay after the warm-up"
     )
+    decoder_warmup_epochs: int = documented(
+        0,
+        NOT_NEGATIVE,
+        unit="epochs",
+        source=OURS,
+        meaning="epochs before all others in which the decoder alone trains, at a rising rate; "
+        "the schedule of the whole network follows in the rest",
+    )
+    encoder_hold_epochs: int = documented(
+        0,
+        NOT_NEGATIVE,
+        unit="epochs",
+        source=OURS,
+        meaning="first epochs in which the encoder trains at encoder_hold_factor of its rate",
+    )
+    encoder_hold_factor: float = documented(
+        0.0,
+        SHARE,
+        unit="of the learning rate",
+        source=OURS,
+        meaning="the encoder's part of the learning rate in its first encoder_hold_epochs; 0 freezes it",
+    )
+    layer_decay: float = documented(
+        1.0,
+        ABOVE_ZERO_TO_ONE,
+        unit="per layer",
+        source=OURS,
+        meaning="factor on the learning rate from each layer of the encoder (stem, stage, transformer block) to the "
+        "one before it; 1: all alike",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("decoder_warmup_epochs", "encoder_hold_epochs"):
+            if getattr(self, name) >= self.num_epochs:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} and num_epochs {self.num_epochs}, but the whole network must "
+                    f"train for at least 1 epoch"
+                )
 
 
 RECIPES: Mapping[str, type[Recipe]] = {recipe.kind: recipe for recipe in (PretrainRecipe, FinetuneRecipe)}

@@ -48,6 +48,39 @@ def warmup_polynomial(
     return (1 - _after(progress, warmup_fraction)) ** exponent
 
 
+def decoder_first(
+    progress: float, alone_fraction: float, curve: Callable[[float], float], start: float = WARMUP_START
+) -> float:
+    """Factor on the learning rate: a line from ``start`` up to 1 while the decoder trains alone, then the curve.
+
+    Source: the warm-up of Wald et al., "Revisiting MAE pre-training for 3D medical image segmentation"
+    (arXiv 2410.23132): the decoder alone, then the whole network with a warm-up of its own.
+
+    Args:
+        progress: of the training, in [0, 1].
+        alone_fraction: part of the training in which the decoder trains alone, in [0, 1).
+        curve: from progress of the rest, in [0, 1], to its factor.
+        start: factor at progress 0.
+    """
+    if progress < alone_fraction:
+        return _line(progress / alone_fraction, start, 1.0)
+    return curve(_after(progress, alone_fraction))
+
+
+def held_back(progress: float, frozen_fraction: float, hold_fraction: float, hold_factor: float) -> float:
+    """Further factor on the encoder's learning rate: 0, then ``hold_factor``, then 1; counted from the start.
+
+    Args:
+        progress: of the training, in [0, 1].
+        frozen_fraction: part of the training in which the encoder is frozen.
+        hold_fraction: part of the training in which it is held back, the frozen part included.
+        hold_factor: in [0, 1].
+    """
+    if progress < frozen_fraction:
+        return 0.0
+    return hold_factor if progress < hold_fraction else 1.0
+
+
 def cosine_between(progress: float, start: float, end: float) -> float:
     """Half a cosine from ``start`` at progress 0 to ``end`` at progress 1."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
@@ -73,6 +106,7 @@ class ProgressScheduler:
         lr_factor: from progress in [0, 1] to the factor on the peak learning rate.
         weight_decay: from progress to the weight decay of the groups that have one now; the others keep zero. None
             leaves all groups as they are.
+        encoder_factor: from progress to a further factor on the rate of the groups whose ``part`` is "encoder".
 
     Raises:
         ValueError: the training has no epoch.
@@ -84,6 +118,7 @@ class ProgressScheduler:
         num_epochs: int,
         lr_factor: Callable[[float], float],
         weight_decay: Callable[[float], float] | None = None,
+        encoder_factor: Callable[[float], float] | None = None,
     ) -> None:
         if num_epochs < 1:
             raise ValueError(f"num_epochs is {num_epochs}, but a schedule needs at least 1 epoch")
@@ -91,17 +126,21 @@ class ProgressScheduler:
         self.num_epochs = num_epochs
         self.lr_factor = lr_factor
         self.weight_decay = weight_decay
+        self.encoder_factor = encoder_factor
         # kept here, too: loading an optimizer's state brings the groups of the checkpoint, maybe of another recipe
         self.initial_lrs = [float(group.setdefault("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self.decays = [group.get("weight_decay", 0) != 0 for group in optimizer.param_groups]
+        self.encoder = [group.get("part") == "encoder" for group in optimizer.param_groups]
         self.step(0)
 
     def step(self, epoch: float) -> None:
         """Sets the groups' values for this epoch; 2.5 is the middle of the third."""
         progress = min(max(epoch / self.num_epochs, 0.0), 1.0)
         factor = self.lr_factor(progress)
-        for group, initial_lr, decays in zip(self.optimizer.param_groups, self.initial_lrs, self.decays, strict=True):
+        encoder_factor = 1.0 if self.encoder_factor is None else self.encoder_factor(progress)
+        kept = zip(self.optimizer.param_groups, self.initial_lrs, self.decays, self.encoder, strict=True)
+        for group, initial_lr, decays, is_encoder in kept:
             group["initial_lr"] = initial_lr
-            group["lr"] = initial_lr * factor
+            group["lr"] = initial_lr * factor * (encoder_factor if is_encoder else 1.0)
             if decays and self.weight_decay is not None:
                 group["weight_decay"] = self.weight_decay(progress)

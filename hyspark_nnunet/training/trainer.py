@@ -15,15 +15,27 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from hyspark_nnunet.architectures.from_plans import check_supported, encoder_arguments
-from hyspark_nnunet.checkpoints.storage import plain, read_checkpoint, read_weights, write_atomically
+from hyspark_nnunet.architectures.from_plans import check_supported
+from hyspark_nnunet.checkpoints.description import describe_network
+from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically
 from hyspark_nnunet.checkpoints.transfer import differences, transfer_weights
-from hyspark_nnunet.training.optimization import parameter_groups
+from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
 from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe, resolve_recipe, save_recipe, variable_name
 from hyspark_nnunet.training.schedules import ProgressScheduler
 
 # recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
 NETWORK_FIELDS = ("preset", "decoder_width")
+# of a checkpoint's description, what its weights' shapes and the strides between them follow from
+SIZES = (
+    "input_channels",
+    "n_stages",
+    "features_per_stage",
+    "kernel_sizes",
+    "strides",
+    "n_blocks_per_stage",
+    "expansion_per_stage",
+    "vit_n_blocks",
+)
 
 
 class HySparKTrainer(nnUNetTrainer):
@@ -41,6 +53,8 @@ class HySparKTrainer(nnUNetTrainer):
     """
 
     recipe_class: ClassVar[type[PretrainRecipe] | type[FinetuneRecipe]]
+    # does the network end in heads for the data set's labels?
+    has_heads: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -97,24 +111,17 @@ class HySparKTrainer(nnUNetTrainer):
 
     def describe_network(self) -> dict[str, Any]:
         """What a checkpoint says of its network, for people and for messages."""
-        return plain(
-            {
-                "preset": self.recipe.preset,
-                "channel_names": self.dataset_json.get("channel_names"),
-                "patch_size": self.configuration_manager.patch_size,
-                **self._describe_sizes(),
-            }
-        )
-
-    def _describe_sizes(self) -> dict[str, Any]:
-        """What the shapes of the weights, and the strides between them, follow from."""
-        arguments = encoder_arguments(self.configuration_manager, self.recipe.preset)
-        del arguments["conv_op"]
-        return plain(
-            {
-                "input_channels": self.num_input_channels,
-                **arguments,
-            }
+        return describe_network(
+            self.configuration_manager,
+            self.dataset_json,
+            self.recipe.preset,
+            self.num_input_channels,
+            with_heads=self.has_heads,
+            names={
+                "dataset": self.plans_manager.dataset_name,
+                "configuration": self.configuration_name,
+                "plans": self.plans_manager.plans_name,
+            },
         )
 
     def _check_preprocessed(self) -> None:
@@ -158,8 +165,19 @@ class HySparKTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressScheduler]:
         """AdamW; norms, biases and mask tokens do not decay."""
-        optimizer = torch.optim.AdamW(parameter_groups(self.network, self.weight_decay), lr=self.initial_lr)
-        return optimizer, self.build_scheduler(optimizer)
+        # not of self.network: torch.compile's wrapper gives the parameters other names
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.initial_lr)
+        scheduler = self.build_scheduler(optimizer)
+        self.print_to_log_file(f"\n{describe_groups(optimizer, self.group_notes())}\n", add_timestamp=False)
+        return optimizer, scheduler
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups."""
+        return parameter_groups(self.bare_network, self.weight_decay, self.initial_lr)
+
+    def group_notes(self) -> dict[str, str]:
+        """What the log says of the groups of a part, "encoder" or "decoder"."""
+        return {}
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> ProgressScheduler:
         """The schedule of learning rate and weight decay."""
@@ -250,9 +268,11 @@ class HySparKTrainer(nnUNetTrainer):
                     f"the checkpoint was trained with {name} {trained[name]}, but the recipe says {here[name]}; "
                     f"set {variable_name(name)}={trained[name]}"
                 )
-        differing = differences(checkpoint.get("hyspark", {}), self._describe_sizes())
+        sizes = {key: value for key, value in self.describe_network().items() if key in SIZES}
+        differing = differences(checkpoint.get("hyspark", {}), sizes)
         if differing:
             raise ValueError("the checkpoint does not fit the plan as it is now:\n" + "\n".join(differing))
+        self._check_same_groups(checkpoint)
         # not by nnU-Net's load_checkpoint: it executes what a file asks for, and fails where it is given a dictionary
         self.bare_network.load_state_dict(checkpoint["network_weights"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
@@ -265,6 +285,17 @@ class HySparKTrainer(nnUNetTrainer):
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         self._started_from, self._may_overwrite = "checkpoint", True
         self.restore_extra_state(checkpoint)
+
+    def _check_same_groups(self, checkpoint: dict[str, Any]) -> None:
+        """PyTorch's own message on other groups does not say what to do."""
+        trained = [group.get("name") for group in checkpoint["optimizer_state"]["param_groups"]]
+        here = [group.get("name") for group in self.optimizer.param_groups]
+        if trained != here:
+            raise ValueError(
+                f"the checkpoint was trained with the parameter groups {', '.join(map(str, trained))}, but this recipe "
+                f"makes {', '.join(map(str, here))}: set layer_decay, encoder_hold_epochs and decoder_warmup_epochs as "
+                "they were (the checkpoint's recipe: hyspark_nnunet checkpoint inspect)"
+            )
 
     def restore_extra_state(self, checkpoint: dict[str, Any]) -> None:
         """The other side of ``extra_state``."""
@@ -299,7 +330,14 @@ class HySparKTrainer(nnUNetTrainer):
             ValueError: the file is no checkpoint or does not fit; nothing is loaded then.
         """
         weights = read_weights(path)
-        report = transfer_weights(self.bare_network, weights.state, path, weights.description, self.describe_network())
+        report = transfer_weights(
+            self.bare_network,
+            weights.state,
+            path,
+            weights.description,
+            self.describe_network(),
+            self.recipe.input_channel_mapping,
+        )
         self._started_from = path
         self.print_to_log_file(f"\nWeights from {path} ({weights.origin}):\n{report.table()}\n", add_timestamp=False)
         if self.local_rank == 0:

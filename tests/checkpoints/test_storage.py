@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically
+from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically, write_safetensors
 
 
 class RunsOnLoad:
@@ -93,3 +93,61 @@ def test_wrappers_are_taken_off(tmp_path: Path, key: str | None, prefix: str) ->
     weights = read_weights(tmp_path / "weights.pth")
     assert list(weights.state) == ["encoder.stem.weight"]
     assert torch.equal(weights.state["encoder.stem.weight"], torch.ones(2))
+
+
+def test_wrappers_in_the_middle_of_names(tmp_path: Path) -> None:
+    """A part of a network was compiled or wrapped on its own."""
+    names = [
+        "module.encoder._orig_mod.stem.weight",
+        "encoder._fsdp_wrapped_module._checkpoint_wrapped_module.stem.bias",
+    ]
+    torch.save({"model": {"state_dict": {name: torch.ones(2) for name in names}}, "epoch": 1}, tmp_path / "weights.pth")
+    assert list(read_weights(tmp_path / "weights.pth").state) == ["encoder.stem.weight", "encoder.stem.bias"]
+
+
+class TestSafetensors:
+    ABOUT = {"trainer_name": "Trainer", "recipe": {"num_epochs": 5}, "hyspark": {"preset": "S"}, "current_epoch": 7}
+
+    def test_reads_back_bit_equal_with_what_is_said_of_it(self, tmp_path: Path) -> None:
+        shared = torch.randn(4, 6)
+        state = {"encoder.stem.weight": shared, "a": shared.t(), "b": shared.half(), "n": torch.tensor(3)}
+        write_safetensors(state, {**self.ABOUT, "optimizer_state": {}}, tmp_path / "w.safetensors")
+        weights = read_weights(tmp_path / "w.safetensors")
+        assert set(weights.state) == set(state)
+        assert all(torch.equal(weights.state[n], t) and weights.state[n].dtype == t.dtype for n, t in state.items())
+        assert weights.description == {"preset": "S"} and weights.origin == "Trainer"
+        assert weights.rest == self.ABOUT
+
+    def test_is_known_by_its_content(self, tmp_path: Path) -> None:
+        write_safetensors({"w": torch.ones(2)}, {}, tmp_path / "named_otherwise.pth")
+        assert torch.equal(read_weights(tmp_path / "named_otherwise.pth").state["w"], torch.ones(2))
+
+    def test_truncated(self, tmp_path: Path) -> None:
+        path = tmp_path / "w.safetensors"
+        write_safetensors({"w": torch.ones(1000)}, {}, path)
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(ValueError, match="w.safetensors is not a readable checkpoint"):
+            read_weights(path)
+
+
+class TestOtherDevices:
+    """A machine without CUDA reads what one with CUDA wrote. The tensors themselves cannot be made here."""
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_storages_that_claim_cuda(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+        path = tmp_path / "cuda.pth"
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
+            torch.save({"state_dict": {"w": torch.arange(3.0)}}, path, _use_new_zipfile_serialization=zipped)
+        if not torch.cuda.is_available():
+            with pytest.raises(RuntimeError, match="CUDA"):  # so the file does claim it
+                torch.load(path, weights_only=True)
+        weights = read_weights(path).state["w"]
+        assert weights.device.type == "cpu" and weights.tolist() == [0, 1, 2]
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+    def test_to_cuda_and_back(self, tmp_path: Path) -> None:
+        write_atomically({"network_weights": {"w": torch.arange(3.0, device="cuda")}}, tmp_path / "cuda.pth")
+        assert read_weights(tmp_path / "cuda.pth").state["w"].device.type == "cpu"
+        there = read_checkpoint(tmp_path / "cuda.pth", "cuda")["network_weights"]["w"]
+        assert there.device.type == "cuda" and there.tolist() == [0, 1, 2]

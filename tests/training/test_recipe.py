@@ -31,6 +31,7 @@ COMMON = {
     "initial_lr": 1e-4,
     "weight_decay": 0.04,
     "oversample_foreground_percent": 0.33,
+    "input_channel_mapping": None,
 }
 PRETRAIN = {
     "warmup_fraction": 0.4,
@@ -43,7 +44,14 @@ PRETRAIN = {
     "picture_every": 50,
     "seed": None,
 }
-FINETUNE = {"warmup_fraction": 0.05, "polynomial_exponent": 0.9}
+FINETUNE = {
+    "warmup_fraction": 0.05,
+    "polynomial_exponent": 0.9,
+    "decoder_warmup_epochs": 0,
+    "encoder_hold_epochs": 0,
+    "encoder_hold_factor": 0.0,
+    "layer_decay": 1.0,
+}
 
 
 class TestFields:
@@ -106,6 +114,28 @@ class TestAllowedValues:
     def test_refuses_and_says_what_is_allowed(self, field, value, words):
         with pytest.raises(ValueError, match="^" + re.escape(f"{field} is {value!r}, but it must {words}: ")):
             PretrainRecipe(**{field: value})
+
+    @pytest.mark.parametrize(
+        ("field", "value", "words"),
+        [
+            ("decoder_warmup_epochs", -1, "be at least 0"),
+            ("encoder_hold_epochs", -1, "be at least 0"),
+            ("encoder_hold_factor", 1.5, "lie in [0, 1]"),
+            ("layer_decay", 0.0, "lie in (0, 1]"),
+            ("layer_decay", 1.1, "lie in (0, 1]"),
+            ("input_channel_mapping", "T1", "be pairs such as T1=CT, T2=CT or none"),
+            ("input_channel_mapping", "T1=CT,=CT", "be pairs such as T1=CT, T2=CT or none"),
+        ],
+    )
+    def test_refuses_of_the_fine_tuning(self, field, value, words):
+        with pytest.raises(ValueError, match="^" + re.escape(f"{field} is {value!r}, but it must {words}: ")):
+            FinetuneRecipe(**{field: value})
+
+    @pytest.mark.parametrize("field", ["decoder_warmup_epochs", "encoder_hold_epochs"])
+    def test_the_whole_network_trains_for_an_epoch(self, field):
+        FinetuneRecipe(num_epochs=3, **{field: 2})
+        with pytest.raises(ValueError, match=f"{field} is 3 and num_epochs 3, but the whole network must train"):
+            FinetuneRecipe(num_epochs=3, **{field: 3})
 
     @pytest.mark.parametrize("value", [0.0, -1.0])
     def test_refuses_an_exponent(self, value):

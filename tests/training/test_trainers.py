@@ -199,3 +199,94 @@ def test_an_empty_section_is_no_section(trainer_class) -> None:
     trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark=None))
     trainer._write_recipe_to_plans()
     assert trainer.configuration_manager.configuration["hyspark"][trainer.recipe.kind]["preset"] == "B"
+
+
+class TestFinetuningSchedules:
+    """The recipe's fields as the trainer acts on them; the schedules themselves: test_optimization.py."""
+
+    def trainer(self, **fields):
+        section = {"preset": "S", "num_epochs": 10, "warmup_fraction": 0.0, "finetune": fields}
+        trainer = make_trainer(HySparKFinetuneTrainer, make_plans([16, 16, 16], CUBIC, hyspark=section))
+        plans, settings = trainer.plans_manager, trainer.configuration_manager
+        trainer.network = HySparKFinetuneTrainer.build_network_architecture(plans, settings, 1, 2)
+        trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+        return trainer
+
+    def rates(self, trainer, epoch: float) -> dict[str, float]:
+        trainer.lr_scheduler.step(epoch)
+        return {group["part"]: group["lr"] for group in trainer.optimizer.param_groups}
+
+    def test_frozen_encoder(self, capsys: pytest.CaptureFixture) -> None:
+        trainer = self.trainer(encoder_hold_epochs=4)
+        assert self.rates(trainer, 3.9)["encoder"] == 0 < self.rates(trainer, 3.9)["decoder"]
+        rates = self.rates(trainer, 4)
+        assert rates["encoder"] == rates["decoder"] == pytest.approx(1e-4 * 0.6**0.9)
+        printed = capsys.readouterr().out
+        assert printed.count("parameter group ") == 1 and printed.count("frozen for 4 epochs") == 2
+        # the hook that drops gradients of a rate of zero
+        self.rates(trainer, 0)
+        for parameter in trainer.network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        before = copy.deepcopy(trainer.network.state_dict())
+        trainer.optimizer.step()
+        for name, tensor in trainer.network.state_dict().items():
+            assert torch.equal(tensor, before[name]) == name.startswith("encoder."), name
+
+    def test_lower_rate_and_warm_up_of_the_decoder(self) -> None:
+        trainer = self.trainer(encoder_hold_epochs=6, encoder_hold_factor=0.25, decoder_warmup_epochs=2)
+        assert self.rates(trainer, 1) == {"decoder": pytest.approx(1e-4 * 1.005 / 2), "encoder": 0}
+        assert self.rates(trainer, 2) == {"decoder": pytest.approx(1e-4), "encoder": pytest.approx(0.25e-4)}
+        late = self.rates(trainer, 7)
+        assert late["encoder"] == late["decoder"] > 0
+        notes = trainer.group_notes()["encoder"]
+        assert notes == "frozen for 2 epochs while the decoder warms up, 0.25 of the rate for 6 epochs"
+
+    def test_layer_decay_and_the_rate_nnunet_logs(self) -> None:
+        trainer = self.trainer(layer_decay=0.5)
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        assert rates[0] == 1e-4 == max(rates)
+        # stem, four stages, two transformer blocks
+        assert min(rates) == pytest.approx(1e-4 * 0.5**7)
+
+    def test_names_of_a_compiled_network(self) -> None:
+        trainer = self.trainer()
+        trainer.network = torch.compile(trainer.network)
+        groups = trainer.parameter_groups()
+        assert [group["name"] for group in groups] == ["weights", "norms, biases, mask tokens"]
+        trainer.recipe = type(trainer.recipe)(layer_decay=0.5)
+        assert {group["part"] for group in trainer.parameter_groups()} == {"encoder", "decoder"}
+
+    def test_other_groups_are_not_continued(self) -> None:
+        trainer, other = self.trainer(), self.trainer(layer_decay=0.5)
+        with pytest.raises(ValueError, match="groups weights, norms.* this recipe makes decoder: weights.*layer_decay"):
+            other._check_same_groups({"optimizer_state": trainer.optimizer.state_dict()})
+        other._check_same_groups({"optimizer_state": other.optimizer.state_dict()})
+
+    def test_the_rates_survive_a_continued_training(self) -> None:
+        trainer, again = self.trainer(layer_decay=0.5), self.trainer(layer_decay=0.5, encoder_hold_epochs=5)
+        again.optimizer.load_state_dict(trainer.optimizer.state_dict())
+        assert self.rates(again, 1)["encoder"] == 0
+
+
+def test_pretrained_weights_report_lies_with_the_checkpoints(tmp_path: Path) -> None:
+    """Of a compiled network, with channels mapped by the recipe."""
+    section = {"preset": "S", "input_channel_mapping": "T1=0, T2=0"}
+    content = DATASET_JSON | {"channel_names": {"0": "T1", "1": "T2"}}
+    plans = make_plans([16, 16, 16], CUBIC, hyspark=section)
+    source = HySparKFinetuneTrainer.build_network_architecture(
+        PlansManager(plans), PlansManager(plans).get_configuration("3d_fullres"), 1, 2
+    )
+    torch.save({"module._orig_mod." + n: t for n, t in source.state_dict().items()}, tmp_path / "weights.pth")
+    trainer = HySparKFinetuneTrainer(plans, "3d_fullres", 0, content, torch.device("cpu"))
+    trainer.num_input_channels, trainer.output_folder = 2, str(tmp_path)
+    network = HySparKFinetuneTrainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 2, 2
+    )
+    trainer.network = torch.compile(network)
+    trainer.load_pretrained_weights(str(tmp_path / "weights.pth"))
+    half = source.encoder.stem.weight / 2
+    assert torch.equal(network.encoder.stem.weight, torch.cat([half, half], 1))
+    report = json.loads((tmp_path / "pretrained_weights_report.json").read_text())
+    stem = next(entry for entry in report["tensors"] if entry["name"] == "encoder.stem.weight")
+    assert stem["fate"] == "adapted" and stem["why"] == "input channels: T1 from 0, T2 from 0"
+    assert trainer.describe_network()["labels"] == ["background", "organ"]

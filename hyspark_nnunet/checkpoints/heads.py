@@ -1,0 +1,57 @@
+"""Class heads: which rows of a file's heads belong to labels that the network has, too.
+
+A head is one output channel of a 1^3 convolution. nnU-Net's heads stand for labels (softmax, in the order of their
+values) or, where the data set has regions, for regions (sigmoid, in the order of dataset.json).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def head_labels(labels: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """The names of a data set's heads, in order, and whether they are regions.
+
+    Mirrors nnunetv2/utilities/label_handling/label_handling.py: the label "ignore" has no head; with regions the
+    background has none either.
+
+    Args:
+        labels: of dataset.json: name to value, or to the values of a region.
+    """
+    values = {name: np.unique(value).tolist() for name, value in labels.items() if name != "ignore"}
+    # as nnU-Net asks it: a list of one value is no region
+    if any(isinstance(value, list | tuple) and len(value) > 1 for value in labels.values()):
+        return [name for name, value in values.items() if value != [0]], True
+    return sorted(values, key=lambda name: values[name][0]), False
+
+
+def matching_heads(
+    described: Mapping[str, Any], description: Mapping[str, Any], n_source: int, n_target: int
+) -> tuple[dict[int, int], str]:
+    """Which head of the file each head of the network starts from.
+
+    Args:
+        described: what the file says of its network: ``labels`` (names of the heads) and ``regions``.
+        description: the same of this network.
+        n_source: heads in the file.
+        n_target: heads of the network.
+
+    Returns:
+        head of the file by head of the network, and the reason for those that have none.
+    """
+    source, target = described.get("labels"), description.get("labels")
+    if not _names(source, n_source):
+        return {}, "the file does not name its labels"
+    if not _names(target, n_target):
+        return {}, "the labels of this network are not known"
+    assert source is not None and target is not None  # for the type checker
+    if bool(described.get("regions")) != bool(description.get("regions")):
+        kinds = ("regions", "labels") if described.get("regions") else ("labels", "regions")
+        return {}, f"heads of {kinds[0]} in the file, of {kinds[1]} here"
+    common = {target.index(name): source.index(name) for name in target if name in source}
+    return common, f"labels not in the file: {', '.join(name for name in target if name not in source)}"
+
+
+def _names(labels: Sequence[str] | None, count: int) -> bool:
+    return isinstance(labels, list | tuple) and len(labels) == count and len(set(labels)) == count

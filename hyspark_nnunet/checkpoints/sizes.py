@@ -1,0 +1,63 @@
+"""The sizes of a network, read off its state dict: what a file holds, whatever it says of itself."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class EncoderSizes(NamedTuple):
+    """Sizes of an encoder.
+
+    Attributes:
+        input_channels: of the stem.
+        features_per_stage: channels of the stages.
+        n_blocks_per_stage: MedNeXt blocks of the stages.
+        expansion_per_stage: of their first blocks; 0 for a stage without blocks.
+        kernel_sizes: of the stages, per axis.
+        vit_width: of a token.
+        vit_n_blocks: transformer blocks.
+    """
+
+    input_channels: int
+    features_per_stage: list[int]
+    n_blocks_per_stage: list[int]
+    expansion_per_stage: list[int]
+    kernel_sizes: list[tuple[int, ...]]
+    vit_width: int
+    vit_n_blocks: int
+
+    @property
+    def n_stages(self) -> int:
+        """Number of stages."""
+        return len(self.features_per_stage)
+
+
+def encoder_sizes(state: Mapping[str, Tensor]) -> EncoderSizes | None:
+    """The sizes of an encoder under our names; None where tensors of it are missing."""
+    stem = state.get("encoder.stem.weight")
+    if stem is None or "encoder.vit.norm.weight" not in state:
+        return None
+    n_stages = 1 + _highest(state, r"encoder\.stages\.(\d+)\.")
+    features, blocks, expansions, kernels = [len(stem)], [], [], []
+    for stage in range(n_stages):
+        block = f"encoder.stages.{stage}.blocks.0"
+        widen = state.get(f"encoder.stages.{stage}.widen.weight")
+        first, expand = state.get(f"{block}.conv.weight"), state.get(f"{block}.expand.weight")
+        shaped = widen if first is None else first
+        if shaped is None or (widen is None and stage < n_stages - 1):
+            return None
+        kernels.append(tuple(shaped.shape[2:]))
+        blocks.append(1 + _highest(state, rf"encoder\.stages\.{stage}\.blocks\.(\d+)\."))
+        expansions.append(0 if expand is None else expand.shape[0] // expand.shape[1])
+        if widen is not None:
+            features.append(widen.shape[0])
+    vit_width = len(state["encoder.vit.norm.weight"])
+    n_transformer_blocks = 1 + _highest(state, r"encoder\.vit\.blocks\.(\d+)\.")
+    return EncoderSizes(stem.shape[1], features, blocks, expansions, kernels, vit_width, n_transformer_blocks)
+
+
+def _highest(state: Mapping[str, Tensor], pattern: str) -> int:
+    """The highest number at the pattern's group; -1 where no name matches."""
+    return max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1)
