@@ -150,9 +150,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
             transforms = without_intensity_changes(transforms)
         dataset_tr, dataset_val = self.get_tr_and_val_datasets()
         if self.fold == "all":
-            self.print_to_log_file(
-                "Fold 'all' trains on every case: the validation loss is that of training cases."
-            )
+            self.print_to_log_file("Fold 'all' trains on every case: the validation loss is that of training cases.")
 
         def loader(dataset: Any, initial_size: Any, transforms: BasicTransform | None) -> nnUNetDataLoader:
             return nnUNetDataLoader(
