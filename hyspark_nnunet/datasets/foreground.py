@@ -123,7 +123,7 @@ def _filled(mask: sitk.Image, axis: int) -> sitk.Image:
     array = sitk.GetArrayFromImage(mask)
     across = np.moveaxis(array, 2 - axis, 0)
     for plane in across:
-        plane[:] = sitk.GetArrayViewFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(np.ascontiguousarray(plane))))
+        plane[:] = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(np.ascontiguousarray(plane))))
     filled = sitk.GetImageFromArray(array)
     filled.CopyInformation(mask)
     return sitk.BinaryFillhole(filled)
