@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from hyspark_nnunet.datasets.volumes import read_header, read_volume, voxels
+from hyspark_nnunet.datasets.volumes import Counted, read_counted, read_header, voxels
 
 SPACING_MM = (0.01, 30.0)  # outside is a slip of units: metres, micrometres
 DIRECTION_TOLERANCE = 1e-3  # of a direction cosine
@@ -42,8 +42,9 @@ def examine_case(job: CheckJob) -> Examined:
     for file in job.images:
         where = f" in {os.path.basename(file)}" if len(job.images) > 1 else ""
         try:
-            image = read_volume(file)
-            faults += [fault + where for fault in _voxel_faults(image, content)]
+            counted = read_counted(file)
+            image = counted.image
+            faults += [fault + where for fault in _voxel_faults(counted, content)]
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             faults.append(f"{error or type(error).__name__}{where}")
             continue
@@ -69,8 +70,9 @@ def _without_voxels(image: sitk.Image) -> sitk.Image:
     return point
 
 
-def _voxel_faults(image: sitk.Image, content: blake2b) -> list[str]:
+def _voxel_faults(counted: Counted, content: blake2b) -> list[str]:
     """Faults of the values; adds them to the digest."""
+    image = counted.image
     if math.prod(image.GetSize()) == 0:
         return [f"empty: {_times(image.GetSize())} voxels"]
     if image.GetNumberOfComponentsPerPixel() > 1:
@@ -81,12 +83,11 @@ def _voxel_faults(image: sitk.Image, content: blake2b) -> list[str]:
     array = voxels(image)
     content.update(str(array.shape).encode())
     content.update(np.ascontiguousarray(array).data)
-    finite = np.isfinite(array)
-    if not finite.all():
-        missing = int(np.isnan(array).sum())
-        infinite = int(array.size - finite.sum()) - missing
-        counted = [f"{n} {what}" for n, what in ((missing, "NaN"), (infinite, "infinite")) if n]
-        return [f"{' and '.join(counted)} of {array.size} voxels"]
+    nan = int(np.isnan(array).sum()) + counted.nan
+    infinite = int(np.isinf(array).sum()) + counted.infinite
+    if nan or infinite:
+        parts = [f"{n} {what}" for n, what in ((nan, "NaN"), (infinite, "infinite")) if n]
+        return [f"{' and '.join(parts)} of {array.size} voxels"]
     low, high = array.min(), array.max()
     return [f"constant: every voxel is {low:g}"] if low == high else []
 

@@ -1,6 +1,5 @@
 """Reading and writing volumes with SimpleITK, whole or not at all, and DICOM series in the order of their positions."""
 
-import gzip
 import math
 import os
 from collections.abc import Sequence
@@ -10,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+
+from hyspark_nnunet.datasets.nifti_content import nifti_content
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
 WRITTEN_ENDING = ".nii.gz"
@@ -37,6 +38,14 @@ class Header(NamedTuple):
     direction: tuple[float, ...]
     components: int
     voxel_bytes: int
+
+
+class Counted(NamedTuple):
+    """A volume, and the NaN and infinite voxels of its file that ITK has made zero."""
+
+    image: sitk.Image
+    nan: int
+    infinite: int
 
 
 def volume_ending(name: str) -> str | None:
@@ -73,16 +82,34 @@ def read_header(path: str | Path) -> Header:
 def read_volume(path: str | Path) -> sitk.Image:
     """Reads a volume.
 
-    ITK fills what is missing at the end of a NIfTI or GIPL file with zeros and says nothing: these are measured first.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or cut off.
+    """
+    return read_counted(path).image
+
+
+def read_counted(path: str | Path) -> Counted:
+    """Reads a volume and says how many of its voxels the file has as NaN and infinite, see ``nifti_content``.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, or cut off.
     """
     header = read_header(path)
-    _refuse_cut_off(str(path), math.prod(header.size) * header.components * header.voxel_bytes)
+    needed = math.prod(header.size) * header.components * header.voxel_bytes
+    nan = infinite = 0
+    held = None
+    if str(path).lower().endswith((".nii", ".nii.gz")):
+        held, nan, infinite = nifti_content(str(path))
+        needed += NIFTI_HEADER
+    elif str(path).lower().endswith(".gipl"):
+        held = os.path.getsize(path)
+        needed += GIPL_HEADER
+    if held is not None and held < needed:
+        raise ValueError(f"truncated: {held} bytes where its header promises {needed}")
     try:
-        return sitk.ReadImage(str(path))
+        return Counted(sitk.ReadImage(str(path)), nan, infinite)
     except RuntimeError as error:
         raise ValueError(f"unreadable: {_reason(error)}") from error
 
@@ -171,36 +198,6 @@ def _dicom_reader(path: str) -> sitk.ImageFileReader:
     reader.SetFileName(path)
     reader.ReadImageInformation()
     return reader
-
-
-def _refuse_cut_off(path: str, voxel_bytes: int) -> None:
-    name = path.lower()
-    if name.endswith(".gz"):
-        held, needed = _unpacked_bytes(path), NIFTI_HEADER + voxel_bytes
-    elif name.endswith((".nii", ".gipl")):
-        held, needed = os.path.getsize(path), voxel_bytes + (GIPL_HEADER if name.endswith(".gipl") else NIFTI_HEADER)
-    else:
-        return
-    if held < needed:
-        raise ValueError(f"truncated: {held} bytes where its header promises {needed}")
-
-
-def _unpacked_bytes(path: str) -> int:
-    """Length of the content; reading to the end also compares gzip's checksum."""
-    length = 0
-    try:
-        with gzip.open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                length += len(piece)
-    except gzip.BadGzipFile as error:
-        if "Not a gzipped file" in str(error):  # .nii.gz that was never packed; ITK reads it
-            return os.path.getsize(path)
-        raise ValueError(f"damaged: {error}") from error
-    except EOFError as error:
-        raise ValueError(f"truncated: it ends after {length} unpacked bytes") from error
-    except Exception as error:  # zlib.error
-        raise ValueError(f"damaged: {error}") from error
-    return length
 
 
 def _folder(files: Sequence[str]) -> str:
