@@ -31,15 +31,21 @@ def write_scans(folder: Path, count: int) -> None:
         sitk.WriteImage(image, str(folder / f"scan{i:05d}.nii.gz"), True)
 
 
-def measured(words: tuple[str, ...], raw: Path) -> tuple[float, float, float]:
-    """Seconds, and the peak resident memory in MiB of the command's own process and of its largest worker."""
+def measured(words: tuple[str, ...], raw: Path) -> tuple[float, float, float, float]:
+    """What a command takes.
+
+    Returns:
+        seconds, seconds of CPU time over all processes, and the peak resident memory in MiB of the command's own process
+        and of its largest worker.
+    """
     # the command runs below a small process of its own, so that RUSAGE_CHILDREN tells its workers from it
     code = (
         "import resource, sys; from hyspark_nnunet.cli import main\n"
         "if __name__ == '__main__':\n"
         "    status = main(sys.argv[1:])\n"
         "    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
-        "    print('peaks', status, *peaks)\n"
+        "    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
+        "    print('peaks', status, *peaks, sum(use.ru_utime + use.ru_stime for use in used))\n"
     )
     script = raw.parent / "run.py"
     script.write_text(code, encoding="utf-8")
@@ -49,8 +55,7 @@ def measured(words: tuple[str, ...], raw: Path) -> tuple[float, float, float]:
     done = subprocess.run(
         [sys.executable, str(script), "dataset", *words],
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
@@ -58,7 +63,7 @@ def measured(words: tuple[str, ...], raw: Path) -> tuple[float, float, float]:
     last = done.stdout.splitlines()[-1].split() if done.stdout else []
     if done.returncode or last[:2] != ["peaks", "0"]:
         raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
-    return seconds, int(last[2]) / 1024, int(last[3]) / 1024
+    return seconds, float(last[4]), int(last[2]) / 1024, int(last[3]) / 1024
 
 
 def main() -> None:
@@ -66,11 +71,12 @@ def main() -> None:
     parser.add_argument("--cases", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
+    machine = f"{platform.platform()}, {os.cpu_count()} CPUs"
+    print(f"{machine}, Python {platform.python_version()}, -np {arguments.processes}")
     print(
-        f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, -np {arguments.processes}"
+        "| cases | command | seconds | of CPU time, all processes | peak memory of the command, MiB | of its largest worker, MiB |"
     )
-    print("| cases | command | seconds | peak memory of the command, MiB | of its largest worker, MiB |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- |")
     home = Path(tempfile.mkdtemp(prefix="many_cases_"))
     try:
         for count in arguments.cases:
@@ -83,8 +89,8 @@ def main() -> None:
                 "check": ("check", "60", *several),
                 "pool": ("pool", "--from", "60", "-d", "70", "-n", "Pool", *several),
             }.items():
-                seconds, own, worker = measured(words, raw)
-                print(f"| {count:,} | {name} | {seconds:.0f} | {own:.0f} | {worker:.0f} |", flush=True)
+                seconds, used, own, worker = measured(words, raw)
+                print(f"| {count:,} | {name} | {seconds:.0f} | {used:.0f} | {own:.0f} | {worker:.0f} |", flush=True)
     finally:
         shutil.rmtree(home)
 

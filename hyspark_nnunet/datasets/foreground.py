@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk
+from scipy.ndimage import generate_binary_structure, label
 
 from hyspark_nnunet.datasets.volumes import Header
 
@@ -84,8 +85,8 @@ def _lungs(image: sitk.Image) -> sitk.Image:
     statistics = sitk.LabelIntensityStatisticsImageFilter()
     statistics.Execute(ranked, image)
     labels = statistics.GetLabels()
-    inside = {label: int(statistics.GetMedian(label) > LUNG_HU) for label in labels}
-    table = np.array([0, *(inside[label] for label in range(1, len(labels) + 1))], dtype=np.uint8)
+    inside = {piece: int(statistics.GetMedian(piece) > LUNG_HU) for piece in labels}
+    table = np.array([0, *(inside[piece] for piece in range(1, len(labels) + 1))], dtype=np.uint8)
     lungs = sitk.GetImageFromArray(table[sitk.GetArrayViewFromImage(ranked)])
     lungs.CopyInformation(image)
     return lungs
@@ -119,14 +120,21 @@ def _pieces(mask: sitk.Image, part_of_largest: float) -> sitk.Image:
 
 
 def _filled(mask: sitk.Image, axis: int) -> sitk.Image:
-    """Holes filled in each slice across an axis, and then in the volume."""
-    array = sitk.GetArrayFromImage(mask)
-    across = np.moveaxis(array, 2 - axis, 0)
-    for plane in across:
-        plane[:] = sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(np.ascontiguousarray(plane))))
-    filled = sitk.GetImageFromArray(array)
+    """Holes filled in each slice across an axis; a hole of the volume is one of its slices, too."""
+    background = sitk.GetArrayFromImage(mask) == 0
+    in_slice = generate_binary_structure(3, 1)
+    across = 2 - axis  # NumPy's order of axes is the reverse
+    for side in (0, 2):
+        in_slice[tuple(side if i == across else 1 for i in range(3))] = False
+    regions, count = label(background, in_slice)  # all slices at once
+    outside = np.zeros(count + 1, dtype=bool)
+    for i in range(3):
+        if i != across:
+            outside[regions.take((0, -1), axis=i)] = True
+    outside[0] = False
+    filled = sitk.GetImageFromArray((~outside[regions]).astype(np.uint8))
     filled.CopyInformation(mask)
-    return sitk.BinaryFillhole(filled)
+    return filled
 
 
 def _head_axis(image: sitk.Image) -> int:
