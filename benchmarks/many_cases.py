@@ -35,8 +35,8 @@ def measured(words: tuple[str, ...], raw: Path) -> tuple[float, float, float, fl
     """What a command takes.
 
     Returns:
-        seconds, seconds of CPU time over all processes, and the peak resident memory in MiB of the command's own process
-        and of its largest worker.
+        seconds, seconds of CPU time over all processes, and the peak resident memory in MiB of the command's own
+        process and of its largest worker.
     """
     # the command runs below a small process of its own, so that RUSAGE_CHILDREN tells its workers from it
     code = (
@@ -73,9 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = f"{platform.platform()}, {os.cpu_count()} CPUs"
     print(f"{machine}, Python {platform.python_version()}, -np {arguments.processes}")
-    print(
-        "| cases | command | seconds | of CPU time, all processes | peak memory of the command, MiB | of its largest worker, MiB |"
-    )
+    print("| cases | command | seconds | CPU seconds | peak memory of the command, MiB | of its largest worker, MiB |")
     print("| --- | --- | --- | --- | --- | --- |")
     home = Path(tempfile.mkdtemp(prefix="many_cases_"))
     try:
