@@ -4,6 +4,7 @@ A command is a function that adds its parser; its implementation is imported onl
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,7 +47,7 @@ def _add_checkpoint(commands: Any) -> None:
         "that data set. Exit status 1 where the file is refused or does not fit.",
     )
     inspect.add_argument("file", metavar="FILE", help=".pth or .safetensors, of ours or of the HySparK release")
-    _add_dataset(inspect, "data set (number or name) that the file is to fit")
+    _add_target(inspect, "data set (number or name) that the file is to fit")
     inspect.add_argument(
         "-tr",
         dest="trainer",
@@ -63,12 +64,12 @@ def _add_checkpoint(commands: Any) -> None:
     convert.add_argument("file", metavar="FILE", help=".pth or .safetensors, of ours or of the HySparK release")
     convert.add_argument("out", metavar="OUT", help="new file")
     convert.add_argument("--to", required=True, choices=("hyspark-release", "nnunet", "safetensors"), help="kind")
-    _add_dataset(convert, "for nnunet: data set (number or name) of the checkpoint")
+    _add_target(convert, "for nnunet: data set (number or name) of the checkpoint")
     convert.add_argument("-f", dest="fold", default="all", help="for nnunet: fold (default: %(default)s)")
     convert.set_defaults(run=_run_convert)
 
 
-def _add_dataset(parser: argparse.ArgumentParser, meaning: str) -> None:
+def _add_target(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("-d", dest="dataset", help=meaning)
     parser.add_argument("-c", dest="configuration", default="3d_fullres", help="(default: %(default)s)")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
@@ -78,23 +79,141 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     from hyspark_nnunet.checkpoints.inspection import inspect_checkpoint
 
     a = arguments
-    return _reported(lambda: inspect_checkpoint(a.file, a.dataset, a.configuration, a.plans, a.trainer))
+    return _without_traceback(lambda: inspect_checkpoint(a.file, a.dataset, a.configuration, a.plans, a.trainer))
 
 
 def _run_convert(arguments: argparse.Namespace) -> int:
     from hyspark_nnunet.checkpoints.conversion import convert_checkpoint
 
     a = arguments
-    return _reported(lambda: convert_checkpoint(a.file, a.out, a.to, a.dataset, a.configuration, a.plans, a.fold))
+    return _without_traceback(
+        lambda: convert_checkpoint(a.file, a.out, a.to, a.dataset, a.configuration, a.plans, a.fold)
+    )
 
 
-def _reported(command: Callable[[], int]) -> int:
-    """The command's exit status; what a file or a person got wrong is a line, not a traceback."""
+def _add_dataset(commands: Any) -> None:
+    parser = commands.add_parser(
+        "dataset",
+        help="unlabelled scans, or several data sets, as one data set of nnU-Net",
+        description="Data sets for pre-training in nnU-Net's raw layout; see docs/unlabelled_data.md.",
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION", title="actions")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--raw", help="folder of raw data sets (default: nnUNet_raw)")
+    shared.add_argument("-np", "--processes", type=int, help="that work in parallel (default: nnUNet_def_n_proc, or 8)")
+    making = argparse.ArgumentParser(add_help=False)
+    making.add_argument("-d", "--dataset-id", type=int, metavar="ID", help="number of the new data set")
+    making.add_argument("-n", "--name", help="name of the new data set")
+    making.add_argument(
+        "--labels", choices=("foreground", "none"), default="foreground", help="none: everything is foreground"
+    )
+    making.add_argument("--skip-bad", action="store_true", help="leave out cases that are incomplete or unreadable")
+    making.add_argument("--overwrite", action="store_true", help="replace a data set that this command made")
+
+    prepare = actions.add_parser("prepare", parents=[shared, making], help="a folder of scans becomes a data set")
+    prepare.add_argument("folder", nargs="?", help="of the scans; '$DATA/scans' in quotes keeps the variable")
+    prepare.add_argument("--channels", nargs="+", default=(), metavar="NAME", help="names in order, or NAME=FOLDER")
+    files = prepare.add_mutually_exclusive_group()
+    files.add_argument("--copy", action="store_true", help="copy the scans, as .nii.gz")
+    files.add_argument("--link", action="store_true", help="link the scans into imagesTr")
+    files.add_argument(
+        "--no-copy", action="store_true", help="refuse DICOM series, which have to be written as .nii.gz"
+    )
+    prepare.add_argument("--relative", action="store_true", help="list paths relative to the data set's folder")
+    prepare.add_argument(
+        "--no-suffix", action="store_true", help="a trailing _0001 numbers the scans, not the channels"
+    )
+    prepare.add_argument("--include", nargs="+", default=(), metavar="PATTERN", help="only such paths: '*/ct.nii.gz'")
+    prepare.add_argument("--exclude", nargs="+", default=(), metavar="PATTERN", help="no such paths")
+    prepare.set_defaults(run=_run_prepare)
+
+    pool = actions.add_parser("pool", parents=[shared, making], help="several data sets become one, no image copied")
+    pool.add_argument("--from", nargs="+", required=True, dest="sources", metavar="ID", help="numbers or names")
+    pool.add_argument(
+        "--channels-from", nargs="+", default=(), metavar="ID", help="whose channel names count; then ID=CHANNELS"
+    )
+    pool.add_argument(
+        "--holdout", nargs="+", default=(), metavar="FILE", help="lists of cases to leave out; JSON: FILE:KEY"
+    )
+    pool.set_defaults(run=_run_pool)
+
+    check = actions.add_parser("check", parents=[shared], help="read every case and say what is wrong")
+    check.add_argument("dataset", help="number, name or folder")
+    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    check.add_argument("--exclude-bad", action="store_true", help="write dataset.json without the bad cases")
+    check.set_defaults(run=_run_check)
+
+
+def _run_prepare(arguments: argparse.Namespace) -> int:
+    from hyspark_nnunet.datasets.dataset_json import raw_folder
+    from hyspark_nnunet.datasets.parallel import default_processes
+    from hyspark_nnunet.datasets.prepare import PrepareOptions, prepare
+
+    options = PrepareOptions(
+        arguments.folder,
+        arguments.dataset_id,
+        arguments.name,
+        channels=tuple(arguments.channels),
+        files="copied" if arguments.copy else "linked" if arguments.link else "listed",
+        labels=arguments.labels,
+        relative=arguments.relative,
+        convert=not arguments.no_copy,
+        numbers_in_names=arguments.no_suffix,
+        include=tuple(arguments.include),
+        exclude=tuple(arguments.exclude),
+        skip_bad=arguments.skip_bad,
+        overwrite=arguments.overwrite,
+        processes=default_processes() if arguments.processes is None else arguments.processes,
+    )
+    return _without_traceback(lambda: prepare(options, raw_folder(arguments.raw)))
+
+
+def _run_pool(arguments: argparse.Namespace) -> int:
+    from hyspark_nnunet.datasets.dataset_json import raw_folder
+    from hyspark_nnunet.datasets.parallel import default_processes
+    from hyspark_nnunet.datasets.pool import PoolOptions, pool
+
+    def run() -> None:
+        if arguments.dataset_id is None or arguments.name is None:
+            raise ValueError("give the pool a number and a name: -d 70 -n Pool")
+        options = PoolOptions(
+            tuple(arguments.sources),
+            arguments.dataset_id,
+            arguments.name,
+            channels_from=tuple(arguments.channels_from),
+            holdout=tuple(arguments.holdout),
+            labels=arguments.labels,
+            skip_bad=arguments.skip_bad,
+            overwrite=arguments.overwrite,
+            processes=default_processes() if arguments.processes is None else arguments.processes,
+        )
+        pool(options, raw_folder(arguments.raw))
+
+    return _without_traceback(run)
+
+
+def _run_check(arguments: argparse.Namespace) -> int:
+    from hyspark_nnunet.datasets.check import check
+    from hyspark_nnunet.datasets.dataset_json import find_dataset, raw_folder
+    from hyspark_nnunet.datasets.parallel import default_processes
+
+    def run() -> int:
+        is_folder = os.path.isfile(os.path.join(arguments.dataset, "dataset.json"))
+        raw = raw_folder(arguments.raw or (os.path.dirname(os.path.abspath(arguments.dataset)) if is_folder else None))
+        processes = default_processes() if arguments.processes is None else arguments.processes
+        return check(find_dataset(arguments.dataset, raw), processes, arguments.json, arguments.exclude_bad)
+
+    return _without_traceback(run)
+
+
+def _without_traceback(command: Callable[[], Any]) -> int:
+    """Runs a command whose errors are the user's to mend: a line on stderr and status 1."""
     try:
-        return command()
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
+        status = command()
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
+    return status if isinstance(status, int) else 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,7 +221,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hyspark_nnunet", description="HySparK as a plugin of nnU-Net v2.")
     parser.add_argument("--version", action="version", version=f"hyspark_nnunet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add in (_add_doctor, _add_checkpoint):
+    for add in (_add_doctor, _add_dataset, _add_checkpoint):
         add(commands)
     return parser
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from hyspark_nnunet.datasets.prepare import PrepareOptions, prepare
 from tests.nnunet_project import FINETUNER, PRETRAINER, Project
 
 DATA = Path(os.environ.get("HYSPARK_REAL_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -27,8 +28,9 @@ def copy_unlabelled(images: list[Path], folder: Path, channel: str) -> None:
     for path in images:
         shutil.copy(path, folder / "imagesTr")
         image = sitk.ReadImage(str(path))
-        body = sitk.Cast(image > -500, sitk.sitkUInt8) if channel == "CT" else sitk.OtsuThreshold(image, 0, 1)
-        sitk.WriteImage(body, str(folder / "labelsTr" / path.name.replace("_0000", "")), True)
+        sitk.WriteImage(
+            sitk.OtsuThreshold(image, 0, 1), str(folder / "labelsTr" / path.name.replace("_0000", "")), True
+        )
     write_dataset_json(folder, channel, {"background": 0, "body": 1}, len(images))
 
 
@@ -74,8 +76,7 @@ def test_mr_from_pretraining_to_evaluation(tmp_path: Path) -> None:
 def test_ct_with_the_plan_nnunet_makes(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.make_folders()
-    folder = project.raw / "Dataset061_CT"
-    copy_unlabelled(sorted((CT / "imagesTr").glob("*.nii.gz")), folder, "CT")
+    prepare(PrepareOptions(str(CT), 61, "CT"), project.raw)
     project.plan_and_preprocess(61)
     recipe = {"HYSPARK_NUM_EPOCHS": "1", "HYSPARK_NUM_ITERATIONS_PER_EPOCH": "1", "HYSPARK_BATCH_SIZE": "1"}
     project.train(61, "all", PRETRAINER, **recipe)

@@ -1,0 +1,116 @@
+"""A data set's folder is built beside its place and renamed: whoever looks sees the old one or the new one, whole."""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, made_here
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Refuses a folder that is there, unless it was made by this package and may be overwritten.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    _restore(target)
+    if not target.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{target} exists and is not overwritten: give another -d or -n, or --overwrite to replace it")
+    if not made_here(target):
+        raise ValueError(
+            f"{target} was not made by hyspark_nnunet (its {DATASET_JSON} does not say so), it may hold labels that "
+            "exist nowhere else: --overwrite does not replace it; remove it yourself, or give another -d"
+        )
+
+
+@contextmanager
+def built_beside(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder that takes the place of ``target`` when the block ends well, and vanishes when it does not.
+
+    Its name begins with a dot, so nnU-Net does not take it for a data set. What a killed run left is removed by the
+    next one.
+
+    Args:
+        target: the folder to make.
+        overwrite: replace one that is there, after the new one is complete.
+
+    Raises:
+        ValueError: see ``refuse_existing``; also if the folder appeared in the meantime.
+    """
+    refuse_existing(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = new_building_folder(target.parent, f".{target.name}.building")
+    try:
+        yield building
+        refuse_existing(target, overwrite)
+        _take_place(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def new_building_folder(parent: Path, prefix: str) -> Path:
+    """A new folder with this machine's name and process in its name; removes those whose process is gone."""
+    prefix = f"{prefix}-{socket.gethostname()}-"
+    for folder in parent.glob(f"{prefix}*"):
+        process = folder.name.removeprefix(prefix)
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+    building = parent / f"{prefix}{os.getpid()}"
+    building.mkdir()
+    return building
+
+
+def write_text_atomically(text: str, path: Path) -> None:
+    """Writes a file beside its place, then renames it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _take_place(building: Path, target: Path) -> None:
+    replaced = _replaced(target)
+    if not target.exists():
+        os.rename(building, target)
+        return
+    os.rename(target, replaced)
+    try:
+        os.rename(building, target)
+    except OSError:
+        os.rename(replaced, target)
+        raise
+    shutil.rmtree(replaced)
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _restore(target: Path) -> None:
+    """After a kill between the two renames the old data set is whole, beside its place: back with it."""
+    replaced = _replaced(target)
+    if replaced.exists():
+        if target.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.rename(replaced, target)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,109 @@
+"""``hyspark_nnunet dataset check``: reads every case before hours are spent on them."""
+
+import json
+import shutil
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+from hyspark_nnunet.datasets.building import write_text_atomically
+from hyspark_nnunet.datasets.case_faults import CheckJob, examine_case
+from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, RawDataset, listed_cases, read_dataset
+from hyspark_nnunet.datasets.parallel import for_each
+
+EXCLUDED = "excluded_cases.json"
+BEFORE = "dataset.json.before_check"
+
+
+def check(folder: Path, processes: int, as_json: bool = False, exclude_bad: bool = False) -> int:
+    """Examines a data set of nnUNet_raw and prints what is wrong.
+
+    Args:
+        folder: of dataset.json.
+        processes: that read in parallel.
+        as_json: print a JSON object instead of a table.
+        exclude_bad: write dataset.json without the bad cases; the one before is kept as ``BEFORE``, and ``EXCLUDED``
+            says what was left out and why.
+
+    Returns:
+        exit status: 0 if nothing is wrong, or nothing any more.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``read_dataset``; or no good case would be left.
+    """
+    dataset = read_dataset(folder)
+    if not dataset.cases:
+        raise ValueError(f"{folder} has no cases")
+    faults = find_faults(dataset, processes)
+    excluded = bool(faults) and exclude_bad
+    if excluded:
+        exclude(dataset, faults)
+    said = f"{len(dataset.cases)} cases, {len(faults)} bad"
+    expected = dataset.content.get("numTraining")
+    if expected != len(dataset.cases):
+        said += f"; {DATASET_JSON} says numTraining {expected}, nnU-Net's integrity check will refuse that"
+    if excluded:
+        said += f"; left out of {DATASET_JSON}, see {EXCLUDED}; the one before is {BEFORE}"
+    if as_json:
+        report = {"dataset": dataset.name, "cases": len(dataset.cases), "bad": faults, "excluded": excluded}
+        print(json.dumps(report, indent=1))
+    else:
+        print(_table(faults) + f"{dataset.name}: {said}")
+        if faults and not excluded:
+            print("--exclude-bad writes dataset.json without them")
+    return 1 if faults and not excluded else 0
+
+
+def find_faults(dataset: RawDataset, processes: int) -> dict[str, list[str]]:
+    """Faults by case; of cases with the same voxels all but the first by name are faulty."""
+    n_channels = len(dataset.channel_names)
+    jobs = [
+        CheckJob(
+            name,
+            tuple(dataset.path(image) for image in files.images),
+            dataset.path(files.label) if files.label else None,
+            n_channels,
+        )
+        for name, files in dataset.cases.items()
+    ]
+    faults: dict[str, list[str]] = {}
+    digests: dict[str, list[str]] = {}
+    for job, examined in for_each(examine_case, jobs, processes, "checking"):
+        if examined.faults:
+            faults[job.name] = list(examined.faults)
+        if examined.digest:
+            digests.setdefault(examined.digest, []).append(job.name)
+    for same in digests.values():
+        first, *others = sorted(same)
+        for name in others:
+            faults.setdefault(name, []).append(f"duplicate: the same voxels as {first}")
+    return dict(sorted(faults.items()))
+
+
+def exclude(dataset: RawDataset, faults: Mapping[str, list[str]]) -> None:
+    """Writes dataset.json without the faulty cases, and what was left out.
+
+    Raises:
+        ValueError: every case is faulty.
+    """
+    kept = {name: files for name, files in dataset.cases.items() if name not in faults}
+    if not kept:
+        raise ValueError(f"all {len(dataset.cases)} cases of {dataset.name} are bad: {DATASET_JSON} is left as it is")
+    content = dataset.content | {"numTraining": len(kept), "dataset": listed_cases(kept)}
+    path, before, list_path = (dataset.folder / name for name in (DATASET_JSON, BEFORE, EXCLUDED))
+    earlier = json.loads(list_path.read_text(encoding="utf-8")) if list_path.exists() else {}
+    if not before.exists():
+        shutil.copyfile(path, before)
+    write_text_atomically(json.dumps(earlier | dict(faults), indent=1) + "\n", list_path)
+    write_text_atomically(json.dumps(content, indent=1) + "\n", path)
+
+
+def _table(faults: Mapping[str, list[str]]) -> str:
+    if not faults:
+        return ""
+    width = max(len("case"), *(len(name) for name in faults))
+    rows = [f"{'case':<{width}}  fault"]
+    for name, found in faults.items():
+        for i, fault in enumerate(found):
+            rows.append(f"{name if i == 0 else '':<{width}}  {textwrap.shorten(fault, 300)}")
+    return "\n".join(rows) + "\n\n"

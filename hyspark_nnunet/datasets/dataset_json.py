@@ -1,0 +1,214 @@
+"""nnU-Net's raw layout: dataset.json, with or without the ``dataset`` entry that lists files where they lie.
+
+Mirrors ``get_filenames_of_train_images_and_targets`` of nnunetv2/utilities/utils.py.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DATASET_JSON = "dataset.json"
+OUR_KEY = "hyspark_nnunet"  # in dataset.json; nnU-Net passes over keys it does not know
+LABELS = {"background": 0, "body": 1}
+FOLDER_NAME = re.compile(r"Dataset(\d{3})_(\w[\w.-]*)")
+
+
+class CaseFiles(NamedTuple):
+    """Files of one case as dataset.json says them: absolute, or relative to its folder, with or without $VARIABLES."""
+
+    images: tuple[str, ...]
+    label: str | None
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A data set of nnUNet_raw.
+
+    Attributes:
+        folder: where dataset.json is.
+        content: of dataset.json, without its ``dataset``.
+        cases: files by case name, sorted.
+        listed: whether dataset.json lists the files.
+    """
+
+    folder: Path
+    content: dict[str, Any]
+    cases: dict[str, CaseFiles] = field(repr=False)
+    listed: bool
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        names = self.content["channel_names"]
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+
+    @property
+    def body_labels(self) -> str | None:
+        """ "foreground" or "none" if this package made the label files, None if they are somebody's labels."""
+        return self.content.get(OUR_KEY, {}).get("labels")
+
+    def path(self, listed: str) -> str:
+        return resolved(listed, self.folder)
+
+
+def resolved(listed: str, folder: Path) -> str:
+    """The absolute path that nnU-Net makes of an entry."""
+    return os.path.abspath(os.path.join(folder, os.path.expandvars(listed)))
+
+
+def raw_folder(given: str | Path | None = None) -> Path:
+    """The folder of raw data sets.
+
+    Args:
+        given: None: the environment variable nnUNet_raw.
+
+    Raises:
+        ValueError: neither says one.
+    """
+    found = given or os.environ.get("nnUNet_raw")
+    if not found:
+        raise ValueError("nnUNet_raw is not set: export nnUNet_raw=FOLDER, or give --raw FOLDER")
+    return Path(os.path.abspath(os.path.expanduser(found)))
+
+
+def dataset_folder_name(dataset_id: int, name: str) -> str:
+    """Dataset060_Name.
+
+    Raises:
+        ValueError: nnU-Net could not read such a name.
+    """
+    folder = f"Dataset{dataset_id:03d}_{name}"
+    if not 1 <= dataset_id <= 999 or not FOLDER_NAME.fullmatch(folder):
+        raise ValueError(
+            f"no data set can be called {folder}: the number is 1 to 999, the name of letters, digits, _ - and ."
+        )
+    return folder
+
+
+def refuse_taken_id(target: Path) -> None:
+    """nnU-Net refuses a number that two names share, in any of its three folders.
+
+    Raises:
+        ValueError: another data set has the number.
+    """
+    folders = {str(target.parent), *filter(None, (os.environ.get(f"nnUNet_{k}") for k in ("preprocessed", "results")))}
+    number = target.name[:10]
+    for folder in sorted(folders):
+        for other in sorted(Path(folder).glob(f"{number}*")):
+            if other.is_dir() and other.name != target.name:
+                raise ValueError(
+                    f"number {number[7:]} is taken by {other}, and nnU-Net refuses two names for one: give another -d"
+                )
+
+
+def find_dataset(which: str | int, raw: Path) -> Path:
+    """The folder of a data set by number, name or path.
+
+    Raises:
+        FileNotFoundError: there is none, or several have the number.
+    """
+    text = str(which)
+    if text.isdigit():
+        found = sorted(folder for folder in raw.glob(f"Dataset{int(text):03d}_*") if folder.is_dir())
+        if len(found) > 1:
+            raise FileNotFoundError(
+                f"several data sets have number {int(text)}: {', '.join(f.name for f in found)}; nnU-Net allows one"
+            )
+        if found:
+            return found[0]
+    for folder in (raw / text, Path(text).expanduser()):
+        if (folder / DATASET_JSON).is_file():
+            return Path(os.path.abspath(folder))
+    there = ", ".join(sorted(folder.name for folder in raw.glob("Dataset*_*"))) or "none"
+    raise FileNotFoundError(f"no data set {text} in {raw}: there are {there}")
+
+
+def read_dataset(folder: Path) -> RawDataset:
+    """Reads dataset.json, and the folders' content where it does not list the files.
+
+    Raises:
+        FileNotFoundError: dataset.json or imagesTr is missing.
+        ValueError: dataset.json is not nnU-Net's.
+    """
+    path = folder / DATASET_JSON
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {DATASET_JSON} in {folder}: for scans without labels, hyspark_nnunet dataset prepare makes it"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    missing = [key for key in ("channel_names", "labels", "file_ending") if key not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, which nnU-Net needs")
+    listed = content.pop("dataset", None)
+    if listed is None:
+        cases = _cases_in_folders(folder, content["file_ending"])
+    else:
+        cases = {name: CaseFiles(tuple(files["images"]), files["label"]) for name, files in sorted(listed.items())}
+    return RawDataset(folder, content, cases, listed is not None)
+
+
+def made_here(folder: Path) -> bool:
+    """Whether this package made the data set in a folder."""
+    try:
+        return OUR_KEY in json.loads((folder / DATASET_JSON).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def dataset_json_text(
+    channel_names: Sequence[str],
+    cases: Mapping[str, CaseFiles],
+    labels: str,
+    reader: str,
+    more: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of dataset.json of a data set whose only label is the body.
+
+    Args:
+        channel_names: in order; "CT" has nnU-Net normalise by the whole set's intensities, others scan by scan.
+        cases: files by case name.
+        labels: "foreground" or "none", how the label files were made.
+        reader: class of nnU-Net that reads images and labels.
+        more: further entries below this package's key.
+    """
+    content = {
+        "channel_names": {str(i): name for i, name in enumerate(channel_names)},
+        "labels": LABELS,
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": reader,
+        OUR_KEY: {"labels": labels, **(more or {})},
+        "dataset": listed_cases(cases),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def listed_cases(cases: Mapping[str, CaseFiles]) -> dict[str, Any]:
+    """The ``dataset`` entry."""
+    return {name: {"images": list(files.images), "label": files.label} for name, files in sorted(cases.items())}
+
+
+def _cases_in_folders(folder: Path, ending: str) -> dict[str, CaseFiles]:
+    images = folder / "imagesTr"
+    if not images.is_dir():
+        raise FileNotFoundError(f"no imagesTr in {folder}, and its {DATASET_JSON} lists no files")
+    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(images)):
+        if match := pattern.fullmatch(name):
+            found.setdefault(match[1], []).append(f"imagesTr/{name}")
+    labels = set(os.listdir(folder / "labelsTr")) if (folder / "labelsTr").is_dir() else set()
+    return {
+        case: CaseFiles(tuple(files), f"labelsTr/{case}{ending}" if f"{case}{ending}" in labels else None)
+        for case, files in found.items()
+    }

@@ -1,0 +1,52 @@
+"""Labels and dataset.json for a folder that has nnU-Net's imagesTr already; the scans are not touched."""
+
+import os
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+from hyspark_nnunet.datasets.building import new_building_folder
+from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, made_here, read_dataset
+
+
+def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], None]) -> None:
+    """Adds what ``make`` builds: label files and pictures first, dataset.json, which refers to them, last.
+
+    Args:
+        target: the folder with imagesTr.
+        overwrite: replace labels and dataset.json that this package made; labels of others are never touched.
+        make: builds into a folder, with the label files in the folder of that name in it.
+
+    Raises:
+        ValueError: the folder is a data set already.
+    """
+    description = target / DATASET_JSON
+    earlier: set[str] = set()
+    if description.exists():
+        if not overwrite:
+            raise ValueError(f"{description} exists and is not overwritten: --overwrite makes its labels anew")
+        if not made_here(target):
+            if any(files.label for files in read_dataset(target).cases.values()):
+                raise ValueError(
+                    f"{target} has labels of its own: it pre-trains as it is, or use hyspark_nnunet dataset pool"
+                )
+            shutil.copyfile(description, description.with_name(f"{DATASET_JSON}.before_prepare"))
+        else:
+            earlier = {str(files.label).split("/")[0] for files in read_dataset(target).cases.values()}
+    labels_folder = _free_name(target)
+    building = new_building_folder(target, ".building")
+    try:
+        make(building, labels_folder)
+        for item in sorted(building.iterdir(), key=lambda path: path.name == DATASET_JSON):
+            os.replace(item, target / item.name)
+        for name in earlier - {labels_folder}:
+            shutil.rmtree(target / name, ignore_errors=True)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _free_name(target: Path) -> str:
+    """A folder's name that is not taken: the data set refers to its old label files until the new ones are complete."""
+    names = ("labelsTr" if i == 0 else f"labelsTr_body{i}" for i in count())
+    return next(name for name in names if not (target / name).exists())

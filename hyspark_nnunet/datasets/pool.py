@@ -1,0 +1,258 @@
+"""``hyspark_nnunet dataset pool``: several raw data sets as one for pre-training, without copying an image."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from hyspark_nnunet.datasets.building import built_beside, refuse_existing
+from hyspark_nnunet.datasets.case_files import CaseJob, draw_check, made_cases, named
+from hyspark_nnunet.datasets.cases import SUFFIX, Case
+from hyspark_nnunet.datasets.dataset_json import (
+    DATASET_JSON,
+    CaseFiles,
+    RawDataset,
+    dataset_folder_name,
+    dataset_json_text,
+    find_dataset,
+    read_dataset,
+    refuse_taken_id,
+)
+from hyspark_nnunet.datasets.foreground import CT
+from hyspark_nnunet.datasets.scanning import Scan
+from hyspark_nnunet.datasets.volumes import READER, volume_ending
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """What ``pool`` is asked for.
+
+    Attributes:
+        sources: numbers or names of the data sets.
+        dataset_id: number of the new one.
+        name: of the new one.
+        channels_from: the data set whose channel names count; then ID=CHANNELS, such as 4=1 or 4=1,0: which channels
+            of that data set stand in their places. Empty: all data sets must have the same channels.
+        holdout: files that list cases to leave out, with ":KEY" for a list in a JSON object.
+        labels: "foreground" or "none", how label files are made where a data set has none of this package.
+        skip_bad, overwrite, processes: as in ``PrepareOptions``.
+    """
+
+    sources: tuple[str, ...]
+    dataset_id: int
+    name: str
+    channels_from: tuple[str, ...] = ()
+    holdout: tuple[str, ...] = ()
+    labels: str = "foreground"
+    skip_bad: bool = False
+    overwrite: bool = False
+    processes: int = 1
+
+
+def pool(options: PoolOptions, raw: Path) -> Path:
+    """Makes the pooled data set; returns its folder.
+
+    Raises:
+        FileNotFoundError: a data set or a list of cases is missing.
+        ValueError: channels that differ, held-out cases that do not exist, a folder that would be overwritten.
+    """
+    target = raw / dataset_folder_name(options.dataset_id, options.name)
+    folders = [find_dataset(source, raw) for source in options.sources]
+    twice = sorted({folder.name for folder in folders if folders.count(folder) > 1})
+    if twice or target in folders:
+        raise ValueError(f"--from names {', '.join(twice) or target.name + ', the pool itself'} once too often")
+    refuse_taken_id(target)
+    refuse_existing(target, options.overwrite)
+    datasets = [read_dataset(folder) for folder in folders]
+    prefixes = [f"{folder.name.split('_')[0]}_" for folder in folders]
+    if len(set(prefixes)) < len(prefixes):
+        raise ValueError(f"two data sets share a number: {', '.join(folder.name for folder in folders)}; rename one")
+    channel_names, chosen = _channels(datasets, options.channels_from)
+    held_out = _held_out(options.holdout, datasets, prefixes)
+
+    jobs: list[CaseJob] = []
+    ready: dict[str, CaseFiles] = {}
+    left_out: dict[str, str] = {}
+    with built_beside(target, options.overwrite) as building:
+        for dataset, prefix, channels in zip(datasets, prefixes, chosen, strict=True):
+            for case, files in dataset.cases.items():
+                name = prefix + case
+                if name in held_out:
+                    continue
+                if len(files.images) != len(dataset.channel_names):
+                    left_out[name] = f"{len(files.images)} files for {len(dataset.channel_names)} channels"
+                    continue
+                images = tuple(_listed(files.images[i], dataset, target) for i in channels)
+                if dataset.body_labels and files.label and files.label.endswith(".nii.gz"):
+                    ready[name] = CaseFiles(images, _listed(files.label, dataset, target))
+                    continue
+                scans = tuple(_scan(dataset.path(files.images[i])) for i in channels)
+                own_names = tuple(dataset.channel_names[i] for i in channels)  # how to find the body in them
+                jobs.append(
+                    CaseJob(Case(name, scans), images, own_names, str(building), "labelsTr", "listed", options.labels)
+                )
+        if left_out and not options.skip_bad:
+            raise ValueError(f"{len(left_out)} cases are incomplete (--skip-bad leaves them out):\n{named(left_out)}")
+        cases = ready | (made_cases(jobs, options.skip_bad, options.processes, left_out) if jobs else {})
+        if not cases:
+            raise ValueError("no case is left for the pool: all are held out")
+
+        def resolve(listed: str) -> str:
+            path = os.path.expandvars(listed)
+            made = building / path
+            return str(made) if made.exists() else os.path.abspath(target / path)
+
+        draw_check(building, target, cases, resolve)
+        more = {
+            "made_by": "dataset pool",
+            "from": [dataset.name for dataset in datasets],
+            "held_out": sorted(held_out),
+            **({"left_out": left_out} if left_out else {}),
+        }
+        text = dataset_json_text(channel_names, cases, options.labels, READER, more)
+        (building / DATASET_JSON).write_text(text, encoding="utf-8")
+    counted = ", ".join(
+        f"{sum(name.startswith(prefix) for name in cases)} of {dataset.name}"
+        for dataset, prefix in zip(datasets, prefixes, strict=True)
+    )
+    print(f"{target}: {len(cases)} cases ({counted}), channels {', '.join(channel_names)}; {len(held_out)} held out")
+    if left_out:
+        print(f"left out {len(left_out)} cases:\n{named(left_out)}")
+    return target
+
+
+def _channels(datasets: Sequence[RawDataset], said: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[int, ...]]]:
+    """Channel names of the pool, and which channels of each data set stand in their places."""
+    described = "; ".join(f"{dataset.name}: {', '.join(dataset.channel_names)}" for dataset in datasets)
+    if not said:
+        if len({dataset.channel_names for dataset in datasets}) > 1:
+            raise ValueError(
+                f"the data sets differ in their channels ({described}), and nnU-Net normalises a channel in one way: "
+                "CT by the intensities of the whole set, anything else scan by scan. --channels-from ID takes the "
+                "names of one data set for all; ID=CHANNELS behind it, such as 4=1,0, chooses channels of another"
+            )
+        return datasets[0].channel_names, [tuple(range(len(dataset.channel_names))) for dataset in datasets]
+    leader = _one_of(datasets, said[0])
+    choices: dict[str, tuple[int, ...]] = {}
+    for choice in said[1:]:
+        which, separator, numbers = choice.partition("=")
+        if not separator or not all(number.isdigit() for number in numbers.split(",")):
+            raise ValueError(f"--channels-from {choice}: say it as ID=CHANNELS, such as 4=1 or 4=1,0")
+        choices[_one_of(datasets, which).name] = tuple(int(number) for number in numbers.split(","))
+    first = choices.get(leader.name, tuple(range(len(leader.channel_names))))
+    chosen = []
+    for dataset in datasets:
+        n = len(dataset.channel_names)
+        channels = choices.get(dataset.name, tuple(range(n)))
+        if any(channel >= n for channel in channels):
+            raise ValueError(f"{dataset.name} has no channel {max(channels)}: it has {n}, counted from 0")
+        if len(channels) != len(first):
+            raise ValueError(
+                f"{dataset.name} gives {len(channels)} channels, {leader.name} {len(first)} ({described}): choose with "
+                f"--channels-from {said[0]} {int(dataset.name[7:10])}=CHANNELS"
+            )
+        chosen.append(channels)
+    names = tuple(leader.channel_names[i] for i in first)
+    mixed = [d.name for d, c in zip(datasets, chosen, strict=True) if tuple(d.channel_names[i] for i in c) != names]
+    if mixed and CT in names:
+        print(
+            f"warning: {', '.join(mixed)} will be normalised as CT, clipped to the range of the whole pool; with "
+            "--channels-from a data set that is not CT, every scan is normalised by itself"
+        )
+    return names, chosen
+
+
+def _one_of(datasets: Sequence[RawDataset], which: str) -> RawDataset:
+    for dataset in datasets:
+        if which == dataset.name or (which.isdigit() and int(which) == int(dataset.name[7:10])):
+            return dataset
+    raise ValueError(f"--channels-from {which} is none of the data sets {', '.join(d.name for d in datasets)}")
+
+
+def _held_out(lists: Sequence[str], datasets: Sequence[RawDataset], prefixes: Sequence[str]) -> set[str]:
+    """Names in the pool of the cases that the lists name.
+
+    Raises:
+        ValueError: a name that no data set has: what is to be held out would get in under another.
+    """
+    by_name: dict[str, set[str]] = {}
+    for dataset, prefix in zip(datasets, prefixes, strict=True):
+        for case in dataset.cases:
+            pooled = prefix + case
+            for name in (case, pooled, f"{dataset.name}/{case}", f"{int(dataset.name[7:10])}/{case}"):
+                by_name.setdefault(name, set()).add(pooled)
+    held_out: set[str] = set()
+    unknown = []
+    for entry in lists:
+        for name in read_case_list(entry):
+            if name in by_name:
+                held_out |= by_name[name]
+            else:
+                unknown.append(name)
+    if unknown:
+        alike = [match for name in unknown[:1] for match in get_close_matches(name, by_name, 3)]
+        hint = f" (is {unknown[0]} one of {', '.join(alike)}?)" if alike else ""
+        raise ValueError(
+            f"{len(unknown)} cases to hold out are in none of the data sets: {', '.join(unknown[:10])}{hint}; take "
+            "them off the list if they are elsewhere"
+        )
+    return held_out
+
+
+def read_case_list(entry: str) -> list[str]:
+    """Case names of a list: a text file with a name per line, or JSON; endings and channel suffixes are taken off.
+
+    Args:
+        entry: path of the file; of a JSON object, with ":KEY" behind it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no list of names in it.
+    """
+    path, key = entry, ""
+    if not os.path.isfile(path):
+        path, _, key = entry.rpartition(":")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no list of cases at {entry}")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    names: object
+    if path.lower().endswith(".json"):
+        content = json.loads(text)
+        if isinstance(content, Mapping) and key not in content:
+            raise ValueError(f"{path} holds several lists, say which: {path}:KEY with {', '.join(map(str, content))}")
+        names = content[key] if isinstance(content, Mapping) else content
+    else:
+        names = [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
+        raise ValueError(f"{entry} is no list of case names: one name per line, or a JSON list")
+    return [_without_ending(name) for name in names]
+
+
+def _without_ending(name: str) -> str:
+    ending = volume_ending(name)
+    if ending is None:
+        return name
+    match = SUFFIX.fullmatch(name[: -len(ending)])
+    return match[1] if match else name[: -len(ending)]
+
+
+def _listed(entry: str, dataset: RawDataset, target: Path) -> str:
+    """An entry of a data set's dataset.json as the pool's says it."""
+    if os.path.isabs(os.path.expandvars(entry)):
+        return entry
+    if "$" in entry:
+        return dataset.path(entry)
+    return Path(os.path.relpath(dataset.folder / entry, target)).as_posix()
+
+
+def _scan(path: str) -> Scan:
+    ending = volume_ending(path)
+    if ending is None:
+        raise ValueError(
+            f"{path} cannot be pooled: the pool is read by nnU-Net's {READER}, which takes .nii.gz, .nii, .nrrd, .mha, "
+            ".mhd and .gipl"
+        )
+    return Scan(path, (path,), ending)

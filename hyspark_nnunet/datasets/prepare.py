@@ -1,0 +1,258 @@
+"""``hyspark_nnunet dataset prepare``: from a folder of scans to a data set that nnU-Net preprocesses."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hyspark_nnunet.datasets.building import built_beside, refuse_existing
+from hyspark_nnunet.datasets.case_files import CaseJob, draw_check, made_cases, named
+from hyspark_nnunet.datasets.cases import Case, Grouped, cases_by_folder, cases_by_suffix
+from hyspark_nnunet.datasets.dataset_json import (
+    DATASET_JSON,
+    CaseFiles,
+    dataset_folder_name,
+    dataset_json_text,
+    read_dataset,
+    refuse_taken_id,
+)
+from hyspark_nnunet.datasets.foreground import CT
+from hyspark_nnunet.datasets.in_place import add_to_layout
+from hyspark_nnunet.datasets.scanning import Scan, find_scans, passed_over_text
+from hyspark_nnunet.datasets.volumes import (
+    READER,
+    WRITTEN_ENDING,
+    read_volume,
+    voxels,
+)
+
+TRIED_FOR_CT = 5  # scans
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What ``prepare`` is asked for.
+
+    Attributes:
+        folder: of the scans as the user wrote it, $VARIABLES kept; None if ``channels`` names folders.
+        dataset_id: number in nnUNet_raw; None: of ``folder``, which is a DatasetXXX_Name with imagesTr.
+        name: of the data set; None: as ``dataset_id``.
+        channels: NAME, or NAME=FOLDER, in order; empty: one channel, CT if the scans look like it.
+        files: "listed" where they lie, "copied" or "linked".
+        labels: "foreground" or "none" (everything is foreground).
+        relative: list paths relative to the data set's folder.
+        convert: whether DICOM series, which nnU-Net does not read, may be written as NIfTI.
+        numbers_in_names: a trailing _0001 is part of a scan's name, not a channel.
+        include, exclude: patterns of paths.
+        skip_bad: leave out incomplete and unreadable cases.
+        overwrite: replace a data set this package made.
+        processes: that work in parallel.
+    """
+
+    folder: str | None
+    dataset_id: int | None = None
+    name: str | None = None
+    channels: tuple[str, ...] = ()
+    files: str = "listed"
+    labels: str = "foreground"
+    relative: bool = False
+    convert: bool = True
+    numbers_in_names: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    skip_bad: bool = False
+    overwrite: bool = False
+    processes: int = 1
+
+
+def prepare(options: PrepareOptions, raw: Path) -> Path:
+    """Makes the data set; returns its folder.
+
+    Raises:
+        FileNotFoundError: no such folder, or no scans in it.
+        ValueError: what was found cannot be one data set, or would overwrite something; with the way out.
+    """
+    target, in_place = _target(options, raw)
+    if in_place and options.files != "listed":
+        raise ValueError(f"{target} is the data set itself: its scans stay where they are, without --copy and --link")
+    if not in_place:
+        refuse_taken_id(target)
+        refuse_existing(target, options.overwrite)
+    names, scans, roots = _scans_by_channel(options)
+    if names and all(name in roots for name in names):
+        grouped = cases_by_folder(scans)
+    else:
+        grouped = cases_by_suffix(scans[""], len(names) or None, options.numbers_in_names)
+    everything = [scan for found in scans.values() for scan in found]
+    _refuse_unfit(everything, options, target, in_place)
+    left_out = _incomplete(grouped, options.skip_bad)
+    channel_names = names or (_recognised_channel(grouped.cases, options.processes),)
+
+    def make(building: Path, labels_folder: str) -> None:
+        jobs = [
+            CaseJob(
+                case,
+                tuple(_listed(scan, roots, options, target) for scan in case.scans),
+                channel_names,
+                str(building),
+                labels_folder,
+                options.files,
+                options.labels,
+            )
+            for case in grouped.cases
+        ]
+        cases = made_cases(jobs, options.skip_bad, options.processes, left_out)
+        _finish(building, target, channel_names, cases, options.labels, left_out)
+
+    if in_place:
+        add_to_layout(target, options.overwrite, make)
+    else:
+        with built_beside(target, options.overwrite) as building:
+            make(building, "labelsTr")
+    print(f"{target}: {len(read_dataset(target).cases)} cases, channels {', '.join(channel_names)}")
+    return target
+
+
+def _target(options: PrepareOptions, raw: Path) -> tuple[Path, bool]:
+    """The data set's folder, and whether the scans lie in it already in nnU-Net's layout."""
+    home = _expanded(options.folder) if options.folder else None
+    if home is not None and home.name == "imagesTr":
+        home = home.parent
+    layout = home is not None and (home / "imagesTr").is_dir() and home.name[:7] == "Dataset"
+    if options.dataset_id is None or options.name is None:
+        if not layout or home is None or (options.dataset_id, options.name) != (None, None):
+            raise ValueError("give the new data set a number and a name: -d 60 -n TotalSegmentator")
+        dataset_folder_name(int(home.name[7:10]) if home.name[7:10].isdigit() else 0, home.name[11:])
+        return home, True
+    target = raw / dataset_folder_name(options.dataset_id, options.name)
+    return target, home is not None and os.path.realpath(home) == os.path.realpath(target)
+
+
+def _scans_by_channel(options: PrepareOptions) -> tuple[tuple[str, ...], dict[str, list[Scan]], dict[str, str]]:
+    """Channel names, scans per channel ("" for all in one folder), and the folder of each as the user wrote it."""
+    pairs = [channel.partition("=") for channel in options.channels]
+    names = tuple(name for name, _, _ in pairs)
+    if len(set(names)) < len(names) or not all(names):
+        raise ValueError(f"channel names must be there and differ: --channels {' '.join(options.channels)}")
+    with_folder = [bool(separator) for _, separator, _ in pairs]
+    if any(with_folder) and not all(with_folder):
+        raise ValueError(f"--channels takes names or NAME=FOLDER, not both: {' '.join(options.channels)}")
+    roots = {name: folder for name, _, folder in pairs} if any(with_folder) else {"": options.folder or ""}
+    if any(with_folder) and options.folder:
+        roots = {name: os.path.join(options.folder, folder) for name, folder in roots.items()}
+    if not all(roots.values()):
+        raise ValueError("no folder of scans: give one, or --channels T1=FOLDER T2=FOLDER")
+    found = {}
+    for name, root in roots.items():
+        result = find_scans(_expanded(root), options.include, options.exclude, options.processes)
+        if result.passed_over:
+            print(f"{root}: passed over {passed_over_text(result.passed_over)}")
+        found[name] = result.scans
+    return names, found, roots
+
+
+def _refuse_unfit(scans: Sequence[Scan], options: PrepareOptions, target: Path, in_place: bool) -> None:
+    series = [scan for scan in scans if scan.is_series]
+    if series and not options.convert:
+        raise ValueError(
+            f"{len(series)} DICOM series, {series[0].relative} the first: nnU-Net reads none; leave out --no-copy, "
+            "then each is written once as .nii.gz"
+        )
+    if series and in_place:
+        raise ValueError(
+            f"{len(series)} DICOM series in {target / 'imagesTr'}, {series[0].relative} the first: nnU-Net reads none, "
+            "and nothing is written among your scans; give another -d and -n"
+        )
+    others = sorted({scan.ending for scan in scans if scan.ending not in (WRITTEN_ENDING, ".dcm")})
+    if options.files == "linked" and others:
+        raise ValueError(
+            f"--link takes {WRITTEN_ENDING} alone, a link cannot change the format of {', '.join(others)}: give "
+            "--copy, or neither, then they are listed where they lie"
+        )
+    for scan in scans:
+        if not in_place and Path(scan.files[0]).is_relative_to(target):
+            raise ValueError(f"{scan.files[0]} lies in {target}, which is to be made: give another -d or -n")
+        if not scan.is_series and options.files == "listed" and os.path.expandvars(scan.files[0]) != scan.files[0]:
+            raise ValueError(f"nnU-Net would take a part of {scan.files[0]} for a variable: rename it, or --copy")
+
+
+def _incomplete(grouped: Grouped, skip: bool) -> dict[str, str]:
+    if grouped.incomplete and not skip:
+        raise ValueError(
+            f"{len(grouped.incomplete)} of {len(grouped.incomplete) + len(grouped.cases)} cases are incomplete "
+            f"(--skip-bad leaves them out):\n{named(grouped.incomplete)}"
+        )
+    if not grouped.cases:
+        raise ValueError(f"no case is complete:\n{named(grouped.incomplete)}")
+    return dict(grouped.incomplete)
+
+
+def _recognised_channel(cases: Sequence[Case], processes: int) -> str:
+    """CT, if some scans spread over the set all look like it.
+
+    Raises:
+        ValueError: they do not.
+    """
+    picked = [cases[i].scans[0] for i in sorted({round(p) for p in np.linspace(0, len(cases) - 1, TRIED_FOR_CT)})]
+    unlike = [scan.relative for scan in picked if not _looks_like_ct(scan)]
+    if unlike:
+        raise ValueError(
+            f"the scans do not all look like CT (such as {unlike[0]}): say what they are, --channels CT or --channels "
+            "MRI; CT is normalised by the intensities of the whole set, anything else scan by scan"
+        )
+    print("channel 0: CT, by its intensities (--channels says otherwise)")
+    return CT
+
+
+def _looks_like_ct(scan: Scan) -> bool:
+    if scan.modality:
+        return scan.modality == CT
+    try:
+        array = voxels(read_volume(scan.files[0]))
+    except (ValueError, OSError):
+        return True  # not for this to judge: reported as unreadable
+    # air and tissue; Hounsfield units end at 3071 in 12 bit, -3024 is padding of some scanners
+    return array.size == 0 or bool(-4000 <= array.min() <= -900 and array.max() > 0 or not np.isfinite(array).all())
+
+
+def _listed(scan: Scan, roots: Mapping[str, str], options: PrepareOptions, target: Path) -> str:
+    """How dataset.json is to call a scan that stays where it lies."""
+    path = scan.files[0]
+    for root in roots.values():
+        expanded = str(_expanded(root))
+        if "$" in root and Path(path).is_relative_to(expanded):
+            return f"{root.rstrip('/')}/{Path(path).relative_to(expanded).as_posix()}"
+    if options.relative or Path(path).is_relative_to(target):
+        return Path(os.path.relpath(path, target)).as_posix()
+    return path
+
+
+def _finish(
+    building: Path,
+    target: Path,
+    channel_names: Sequence[str],
+    cases: Mapping[str, CaseFiles],
+    labels: str,
+    left_out: Mapping[str, str],
+) -> None:
+    """The picture, then dataset.json: last, it makes a folder a data set."""
+
+    def resolve(listed: str) -> str:
+        path = os.path.expandvars(listed)
+        made = building / path
+        return str(made) if not os.path.isabs(path) and made.exists() else os.path.abspath(target / path)
+
+    if labels == "foreground":
+        draw_check(building, target, cases, resolve)
+    more = {"made_by": "dataset prepare", **({"left_out": dict(left_out)} if left_out else {})}
+    (building / DATASET_JSON).write_text(
+        dataset_json_text(channel_names, cases, labels, READER, more), encoding="utf-8"
+    )
+    if left_out:
+        print(f"left out {len(left_out)} cases:\n{named(left_out)}")
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expandvars(os.path.expanduser(path))))

@@ -1,0 +1,88 @@
+"""Scans are found whatever they are called; names are unique and stay."""
+
+from pathlib import Path
+
+import pytest
+
+from hyspark_nnunet.datasets.cases import cases_by_folder, cases_by_suffix
+from hyspark_nnunet.datasets.scanning import Scan, find_scans, unique_names
+from tests.datasets.scans import ct, write, write_dicom_series
+
+
+def scan(relative: str, ending: str = ".nii.gz") -> Scan:
+    return Scan(relative, (f"/scans/{relative}{ending}",), ending)
+
+
+def test_every_format_nested_and_dicom(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "deep/er/b.nrrd", "deep/c.mha", "d.nii"):
+        write(ct(), tmp_path / name)
+    write_dicom_series(ct(), tmp_path / "patient/one", [f"{k}" for k in range(6)])
+    write_dicom_series(ct(), tmp_path / "patient/two", [f"{k}.dcm" for k in range(6)])
+    write_dicom_series(ct(), tmp_path / "patient/two", [f"x{k}.dcm" for k in range(6)], uid="1.2.3.4")
+    (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / ".hidden.nii.gz").write_text("")
+    found = find_scans(tmp_path)
+    files = [s.relative + s.ending for s in found.scans if not s.is_series]
+    assert files == ["a.nii.gz", "d.nii", "deep/c.mha", "deep/er/b.nrrd"]
+    series = [s for s in found.scans if s.is_series]
+    assert [len(s.files) for s in series] == [6, 6, 6] and {s.modality for s in series} == {"CT"}
+    assert series[0].relative == "patient/one"
+    assert all(s.relative.startswith("patient/two/series-") for s in series[1:])
+    assert found.passed_over == {".txt": 1}
+
+
+def test_patterns_and_layout(tmp_path: Path) -> None:
+    for name in ("s1/ct.nii.gz", "s1/segmentations/liver.nii.gz", "s2/ct.nii.gz"):
+        write(ct(), tmp_path / name)
+    assert [s.relative for s in find_scans(tmp_path, include=["*/ct.nii.gz"]).scans] == ["s1/ct", "s2/ct"]
+    assert len(find_scans(tmp_path, exclude=["*/segmentations/*"]).scans) == 2
+    write(ct(), tmp_path / "imagesTr/x_0000.nii.gz")
+    assert [s.relative for s in find_scans(tmp_path).scans] == ["x_0000"]
+
+
+def test_nothing_to_find(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        find_scans(tmp_path / "none")
+    (tmp_path / "a.png").write_text("")
+    with pytest.raises(FileNotFoundError, match="no scans in .*passed over: 1 .png"):
+        find_scans(tmp_path)
+
+
+def test_names_are_unique_and_do_not_depend_on_the_neighbours() -> None:
+    paths = ["a/b__c", "a__b/c", "a/b/c", "a b", "a-b", "ä", "x/y", "x__y", "Scan 1", "q"]
+    names = unique_names([(path, ".nii.gz") for path in paths])
+    assert len({name.lower() for name in names}) == len(paths)
+    assert names[-1] == "q" and names[6].startswith("x__y")
+    alone = [unique_names([(path, ".nii.gz")])[0] for path in ("a b", "Scan 1", "ä", "a/b__c", "q")]
+    assert alone == [names[3], names[8], names[5], names[0], "q"]
+    twins = unique_names([("a", ".nii.gz"), ("a", ".nrrd")])
+    assert twins[0] != twins[1] and all(name.startswith("a-") for name in twins)
+
+
+def test_suffixes_are_channels() -> None:
+    scans = [scan(f"{case}_{c:04d}") for case in ("p1", "p2", "p3") for c in (0, 1)]
+    del scans[3]
+    grouped = cases_by_suffix(scans, 2)
+    assert [case.name for case in grouped.cases] == ["p1", "p3"]
+    assert [s.relative for s in grouped.cases[1].scans] == ["p3_0000", "p3_0001"]
+    assert grouped.incomplete == {"p2": "channel _0001 is missing"}
+
+
+def test_suffixes_that_may_number_the_scans_are_refused() -> None:
+    scans = [scan(f"scan_{k:04d}") for k in range(5)]
+    with pytest.raises(ValueError, match=r"_0001.*one channel is expected.*from 0 to 4.*--no-suffix"):
+        cases_by_suffix(scans, None)
+    with pytest.raises(ValueError, match="--channels names 2"):
+        cases_by_suffix(scans, 2)
+    names = [case.name for case in cases_by_suffix(scans, None, numbers_in_names=True).cases]
+    assert names == [f"scan_{k:04d}" for k in range(5)]
+
+
+def test_folders_are_channels() -> None:
+    t1 = [scan("p1_0000"), scan("sub/p2")]
+    t2 = [scan("p1", ".mha"), scan("p3_0001")]
+    grouped = cases_by_folder({"T1": t1, "T2": t2})
+    assert [(case.name, [s.ending for s in case.scans]) for case in grouped.cases] == [("p1", [".nii.gz", ".mha"])]
+    assert grouped.incomplete == {"p3": "channel T1 is missing", "sub__p2": "channel T2 is missing"}
+    with pytest.raises(ValueError, match="channel T1 has two scans for one case"):
+        cases_by_folder({"T1": [scan("p"), scan("p", ".mha")], "T2": []})
