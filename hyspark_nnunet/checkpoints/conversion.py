@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyspark_nnunet.architectures.from_plans import decoder_width
 from hyspark_nnunet.checkpoints.reference import own_form, to_reference
 from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes
 from hyspark_nnunet.checkpoints.storage import (
@@ -132,7 +133,10 @@ def _to_nnunet(
     preset = preset_of(sizes)
     network_sizes: dict[str, Any] = {"preset": preset} if preset else {}
     if trainer == "HySparKPretrainTrainer":
-        network_sizes["decoder_width"] = weights.state["decoder.levels.0.upsample.weight"].shape[0]
+        width = weights.state["decoder.levels.0.upsample.weight"].shape[0]
+        # the preset's own width stays unsaid, as in a recipe, so that --c needs no setting
+        if preset is None or width != decoder_width(sizes.n_stages, preset, None):
+            network_sizes["decoder_width"] = width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # what the file does not hold is the same in every conversion
         target = network_of_dataset(dataset, configuration, plans, trainer, sizes=network_sizes)
