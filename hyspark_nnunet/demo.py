@@ -87,13 +87,13 @@ class Demo:
         tail: deque[str] = deque(maxlen=30)
         environment = os.environ | self.environment | extra | {"PYTHONUNBUFFERED": "1"}
         with (
-            log.open("w") as file,
+            log.open("w", encoding="utf-8") as file,
             subprocess.Popen(
                 [program(command[0]), *command[1:]],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
             ) as process,
         ):

@@ -1,5 +1,7 @@
 """Geometries that the tests of the networks share."""
 
+import locale
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -57,6 +59,14 @@ GEOMETRIES = [
     ),
     Geometry("plane", (24, 32), kernel_sizes=((3, 3),) * 3, strides=((1, 1), (2, 2), (2, 2)), input_channels=2),
 ]
+
+
+@pytest.fixture(autouse=True)
+def kept_locale() -> Iterator[None]:
+    """SimpleITK's DICOM writer, which tests use, leaves the process in the locale "C"."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(params=GEOMETRIES, ids=lambda geometry: geometry.name)

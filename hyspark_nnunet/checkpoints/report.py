@@ -91,7 +91,7 @@ class TransferReport:
             "tensors": [vars(entry) for entry in self.entries],
         }
         with replacing(path) as beside:
-            beside.write_text(json.dumps(content, indent=2))
+            beside.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _place(part: str) -> tuple[int, str]:

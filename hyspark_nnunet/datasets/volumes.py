@@ -1,8 +1,10 @@
 """Reading and writing volumes with SimpleITK, whole or not at all, and DICOM series in the order of their positions."""
 
+import locale
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,7 +155,8 @@ def read_series(files: Sequence[str]) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([file for _, file in ordered])
     try:
-        image = reader.Execute()
+        with _kept_locale():
+            image = reader.Execute()
     except RuntimeError as error:
         raise ValueError(f"unreadable: {_reason(error)}") from error
     across = float((places[-1] - places[0]) / (len(places) - 1))
@@ -196,8 +199,19 @@ def _dicom_reader(path: str) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(path)
-    reader.ReadImageInformation()
+    with _kept_locale():
+        reader.ReadImageInformation()
     return reader
+
+
+@contextmanager
+def _kept_locale() -> Iterator[None]:
+    """SimpleITK's DICOM reader leaves the process in the locale "C": Python then opens text files as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def _folder(files: Sequence[str]) -> str:

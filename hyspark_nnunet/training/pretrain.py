@@ -343,7 +343,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
             "epoch": self.current_epoch,
         }
         with replacing(path) as beside:
-            beside.write_text(json.dumps(summary, indent=2))
+            beside.write_text(json.dumps(summary, indent=2), encoding="utf-8")
         self.logger.log_summary("final_val/reconstruction_loss", mean["reconstruction_loss"])
         self.print_to_log_file(f"Validation complete: {path}")
         self.print_to_log_file("Mean reconstruction loss: ", mean["reconstruction_loss"])

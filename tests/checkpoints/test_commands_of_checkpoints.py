@@ -173,7 +173,7 @@ class TestConvert:
         settings = trainer.configuration_manager
         trainer.network = trainer_class.build_network_architecture(trainer.plans_manager, settings, 1, 2)
         trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
-        trainer.was_initialized = True
+        trainer.num_input_channels, trainer.was_initialized = 1, True
         trainer.load_checkpoint(str(out))
         assert weights_equal(trainer.network.state_dict(), read_weights(checkpoint).state)
         assert trainer.current_epoch == 0
