@@ -182,7 +182,7 @@ def _to_nnunet(
             "recipe": target.recipe.as_dict(),
             "hyspark": target.description,
             # the pre-training draws its masks from here on
-            "mask_generator_state": torch.Generator().get_state(),
+            "mask_seed": torch.Generator().seed(),
         },
         out,
     )
