@@ -104,6 +104,16 @@ class UpsamplingLevel(nn.Module):
         return self.refine(self.upsample(running))
 
 
+def check_width(width: int, n_levels: int) -> None:
+    """Whether a decoder's width can be halved at every level.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if width < 1 or width % 2**n_levels:
+        raise ValueError(f"decoder_width {width} cannot be halved {n_levels} times: choose a multiple of {2**n_levels}")
+
+
 class ReconstructionDecoder(nn.Module):
     """HySparK's decoder of pre-training.
 
@@ -122,10 +132,7 @@ class ReconstructionDecoder(nn.Module):
     ) -> None:
         super().__init__()
         n_levels = len(strides) - 1
-        if width < 1 or width % 2**n_levels:
-            raise ValueError(
-                f"decoder_width {width} cannot be halved {n_levels} times: choose a multiple of {2**n_levels}"
-            )
+        check_width(width, n_levels)
         self.levels = nn.ModuleList()
         for k in range(n_levels):
             stage = n_levels - k

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hyspark_nnunet.architectures.from_plans import decoder_width
+from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints.reference import own_form, to_reference
 from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes
 from hyspark_nnunet.checkpoints.storage import (
@@ -200,7 +201,8 @@ def _place_beside(out: Path, plans: Mapping[str, Any], dataset_json: Mapping[str
     for name, content in (("plans.json", plans), ("dataset.json", dataset_json)):
         beside = out.absolute().parent.parent / name
         if not beside.exists():
-            beside.write_text(json.dumps(content, indent=4), encoding="utf-8")
+            with replacing(beside) as new:
+                new.write_text(json.dumps(content, indent=4), encoding="utf-8")
             written.append(f"{beside}: written, nnU-Net predicts with it")
     return written
 

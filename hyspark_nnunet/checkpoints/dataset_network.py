@@ -69,7 +69,7 @@ def network_of_dataset(
             f"{', '.join(plans['configurations'])}"
         )
     trainer_class = TRAINERS[trainer]
-    section = copy.deepcopy(PlansManager(plans).get_configuration(configuration).configuration.get("hyspark", {}))
+    section = copy.deepcopy(PlansManager(plans).get_configuration(configuration).configuration.get("hyspark") or {})
     # sizes of the caller win over those of the plan; the environment is that of a training, and wins over both
     if sizes:
         section[trainer_class.recipe_class.kind] = {**section.get(trainer_class.recipe_class.kind, {}), **sizes}

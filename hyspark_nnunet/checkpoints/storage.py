@@ -1,7 +1,6 @@
 """Reading and writing checkpoint files: nothing executed on reading, nothing half-written."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -48,10 +47,8 @@ def write_atomically(checkpoint: Mapping[str, Any], path: str | Path) -> None:
     NumPy numbers become Python's, so that the file reads back without executing anything.
     """
     content = plain(checkpoint)
-    with replacing(path) as beside, open(beside, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path) as beside:
+        torch.save(content, beside)
 
 
 def write_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any], path: str | Path) -> None:

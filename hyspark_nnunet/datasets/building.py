@@ -65,19 +65,6 @@ def new_building_folder(parent: Path, prefix: str) -> Path:
     return building
 
 
-def write_text_atomically(text: str, path: Path) -> None:
-    """Writes a file beside its place, then renames it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def _take_place(building: Path, target: Path) -> None:
     replaced = _replaced(target)
     if not target.exists():

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from hyspark_nnunet.datasets.building import write_text_atomically
+from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.datasets.case_faults import CheckJob, examine_case
 from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, RawDataset, listed_cases, read_dataset
 from hyspark_nnunet.datasets.parallel import for_each
@@ -94,8 +94,9 @@ def exclude(dataset: RawDataset, faults: Mapping[str, list[str]]) -> None:
     earlier = json.loads(list_path.read_text(encoding="utf-8")) if list_path.exists() else {}
     if not before.exists():
         shutil.copyfile(path, before)
-    write_text_atomically(json.dumps(earlier | dict(faults), indent=1) + "\n", list_path)
-    write_text_atomically(json.dumps(content, indent=1) + "\n", path)
+    for file, written in ((list_path, earlier | dict(faults)), (path, content)):
+        with replacing(file) as beside:
+            beside.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 def _table(faults: Mapping[str, list[str]]) -> str:

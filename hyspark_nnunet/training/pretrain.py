@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.architectures.from_plans import decoder_width, encoder_arguments
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.building_blocks.reconstruction_decoder import check_width
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.training.case_reconstruction import reconstruct_case
 from hyspark_nnunet.training.held_out import HeldOutPatches
@@ -84,12 +85,8 @@ class HySparKPretrainTrainer(HySparKTrainer):
         arguments = encoder_arguments(settings, self.recipe.preset)
         grid = mask_grid(settings.patch_size, unit_size(arguments["strides"]))
         num_visible_units(grid, self.recipe.mask_ratio)
-        width, halvings = self.recipe.decoder_width, arguments["n_stages"] - 1
-        if width is not None and width % 2**halvings:
-            raise ValueError(
-                f"decoder_width {width} cannot be halved {halvings} times, once per stage of this plan: choose a "
-                f"multiple of {2**halvings}"
-            )
+        n_stages = arguments["n_stages"]
+        check_width(decoder_width(n_stages, self.recipe.preset, self.recipe.decoder_width), n_stages - 1)
 
     # ------------------------------------------------------------------------------------------------ network
 
