@@ -49,11 +49,13 @@ class EncoderStage(nn.Module):
         self, channels: int, out_channels: int | None, n_blocks: int, expansion: int, kernel_size: Sequence[int]
     ) -> None:
         super().__init__()
+        self.kernel_size = tuple(kernel_size)
         self.blocks = nn.ModuleList(MedNeXtBlock(channels, expansion, kernel_size) for _ in range(n_blocks))
         self.widen = None if out_channels is None else LayoutConvolution(channels, out_channels, kernel_size)
 
     def forward(self, field: Tensor, layout: DenseLayout) -> Tensor:
         """Field (N, *spatial, channels) to (N, *spatial, out_channels)."""
+        layout.prepare(self.kernel_size)  # before parts of the stage are recomputed
         for block in self.blocks:
             field = block(field, layout)
         return field if self.widen is None else self.widen(field, layout)

@@ -63,6 +63,9 @@ class DenseLayout:
         """The field with hidden voxels at zero, where the layout stores hidden voxels."""
         return field
 
+    def prepare(self, kernel: Sequence[int]) -> None:
+        """Computes what ``convolve`` needs for a kernel, once for all convolutions."""
+
     def convolve(self, field: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
         """A convolution of odd kernel and stride 1 that keeps the size; weight (C_out, C_in / groups, *kernel)."""
         padding = [k // 2 for k in weight.shape[2:]]
@@ -222,6 +225,10 @@ class VisibleBlocksLayout(DenseLayout):
         )
         return from_units(everything, units.grid)
 
+    def prepare(self, kernel: Sequence[int]) -> None:
+        if tuple(kernel) not in self._halo_index:
+            self._halo_index[tuple(kernel)] = halo_index(self.neighbours, self.block, kernel)
+
     def convolve(self, field: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
         kernel = tuple(weight.shape[2:])
         image = to_channels_first(self._with_halo(field, kernel))
@@ -239,8 +246,7 @@ class VisibleBlocksLayout(DenseLayout):
 
     def _with_halo(self, field: Tensor, kernel: tuple[int, ...]) -> Tensor:
         """(B * V, *(block + kernel - 1), C)."""
-        if kernel not in self._halo_index:
-            self._halo_index[kernel] = halo_index(self.neighbours, self.block, kernel)
+        self.prepare(kernel)
         size = [b + k - 1 for b, k in zip(self.block, kernel, strict=True)]
         rows = field.flatten(0, -2)
         # one row of zeros behind the last: what hidden and outside voxels are read as

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyspark_nnunet.building_blocks.layouts import DenseLayout
+from hyspark_nnunet.building_blocks.recomputation import Recomputing
 
 
 def convolution_class(dims: int, transposed: bool = False) -> type[nn.Module]:
@@ -20,7 +21,7 @@ def convolution_class(dims: int, transposed: bool = False) -> type[nn.Module]:
     return classes[dims][transposed]
 
 
-class LayoutConvolution(nn.Module):
+class LayoutConvolution(Recomputing):
     """A convolution of stride 1 that keeps the size, on a field of any layout.
 
     Args:
@@ -41,10 +42,10 @@ class LayoutConvolution(nn.Module):
 
     def forward(self, field: Tensor, layout: DenseLayout) -> Tensor:
         """Field (N, *spatial, C_in) to (N, *spatial, C_out)."""
-        return layout.convolve(field, self.weight, self.bias, self.groups)
+        return self.light(lambda f: layout.convolve(f, self.weight, self.bias, self.groups), field)
 
 
-class MedNeXtBlock(nn.Module):
+class MedNeXtBlock(Recomputing):
     """Depth-wise convolution, LayerNorm, expansion, GELU, projection, residual.
 
     Source: MedNeXt (arXiv 2303.09975), as HySparK's release uses it: LayerNorm over channels in place of GroupNorm.
@@ -64,5 +65,8 @@ class MedNeXtBlock(nn.Module):
 
     def forward(self, field: Tensor, layout: DenseLayout) -> Tensor:
         """Field (N, *spatial, C) to the same shape."""
-        hidden = self.norm(self.conv(field, layout))
-        return layout.hide(field + self.project(F.gelu(self.expand(hidden))))
+        return self.full(lambda f: self._forward(f, layout), field)
+
+    def _forward(self, field: Tensor, layout: DenseLayout) -> Tensor:
+        expanded = self.expand(self.norm(self.conv(field, layout)))
+        return layout.hide(field + self.light(lambda e: self.project(F.gelu(e)), expanded))

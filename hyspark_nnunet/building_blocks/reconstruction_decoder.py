@@ -1,19 +1,23 @@
 """From the encoder's visible features to the whole image: densify, then a light U-Net decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from hyspark_nnunet.building_blocks.encoder import Feature
-from hyspark_nnunet.building_blocks.layouts import VisibleBlocksLayout, to_channels_first
+from hyspark_nnunet.building_blocks.layouts import DenseLayout, VisibleBlocksLayout, to_channels_first
 from hyspark_nnunet.building_blocks.mednext import convolution_class
+from hyspark_nnunet.building_blocks.merged_upsampling import MergedUpsampling
+from hyspark_nnunet.building_blocks.recomputation import Recomputing
 from hyspark_nnunet.masking import view_at
 
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
-class Densify(nn.Module):
+class Densify(Recomputing):
     """Fills the hidden positions of each skip with a learned token and projects it to the decoder's width.
 
     Skips run coarse to fine; the finest feature of the encoder is not among them, the decoder has no use for it. The
@@ -46,12 +50,12 @@ class Densify(nn.Module):
         """Dense skips (B, width / 2^k, *spatial_k) of features, both coarse to fine."""
         skips = []
         for feature, token, projection in zip(features, self.mask_tokens, self.projections, strict=True):
-            skips.append(projection(self._fill(feature, token, visible)))
+            fill = partial(self._fill, layout=feature.layout, visible=visible)
+            skips.append(self.light(lambda f, t, p=projection, fill=fill: p(fill(f, t)), feature.field, token))
         return skips
 
     @staticmethod
-    def _fill(feature: Feature, token: Tensor, visible: Tensor) -> Tensor:
-        field, layout = feature
+    def _fill(field: Tensor, token: Tensor, layout: DenseLayout, visible: Tensor) -> Tensor:
         if isinstance(layout, VisibleBlocksLayout):
             return to_channels_first(layout.scatter(field, token.flatten()))
         mask = view_at(visible, [n // g for n, g in zip(layout.spatial, visible.shape[2:], strict=True)])
@@ -73,15 +77,33 @@ class ConvNormReLU(nn.Sequential):
             nn.ReLU(inplace=True),
         )
 
+    def first(self, image: Tensor) -> Tensor:
+        """The first convolution."""
+        return self[0](image)
+
+    def second(self, convolved: Tensor) -> Tensor:
+        """From behind the first convolution to behind the second."""
+        return self[3](self[2](self[1](convolved)))
+
+    def finish(self, convolved: Tensor) -> Tensor:
+        """What follows the second convolution."""
+        return self[5](self[4](convolved))
+
 
 class UpsamplingLevel(nn.Module):
     """One level of the decoder: fuse with the skip (but at the coarsest), then go up and halve the channels.
+
+    The parts only; ``ReconstructionDecoder`` runs them.
 
     Args:
         channels: of the input.
         stride: of the upsampling, per axis.
         fuse_kernel: kernel of the stage of the input; None: no skip to fuse.
         up_kernel: kernel of the stage of the output.
+
+    Attributes:
+        merge: whether the upsampling and the convolution behind it may be computed as one, where that pays; False for
+            comparison.
     """
 
     def __init__(
@@ -96,12 +118,16 @@ class UpsamplingLevel(nn.Module):
         transposed = convolution_class(len(stride), transposed=True)
         self.upsample = transposed(channels, channels, tuple(stride), stride=tuple(stride))
         self.refine = ConvNormReLU(channels, channels // 2, up_kernel)
+        self.merged = MergedUpsampling(stride, up_kernel)
+        self.merge = True
 
-    def forward(self, running: Tensor, skip: Tensor) -> Tensor:
-        """Running feature and skip (B, C, *spatial) to (B, C / 2, *(spatial * stride)); the coarsest takes no skip."""
-        if self.fuse is not None:
-            running = self.fuse(torch.cat([running, skip], dim=1))
-        return self.refine(self.upsample(running))
+    def go_up(self, running: Tensor) -> Tensor:
+        """(B, C, *spatial) through the upsampling and the first convolution behind it."""
+        up, first = self.upsample, self.refine[0]
+        fine_voxels = len(running) * prod(running.shape[2:]) * prod(up.stride)
+        if self.merge and self.merged.pays(fine_voxels, first.in_channels, first.out_channels):
+            return self.merged(running, up.weight, up.bias, first.weight, first.bias)
+        return first(up(running))
 
 
 def check_width(width: int, n_levels: int) -> None:
@@ -114,7 +140,7 @@ def check_width(width: int, n_levels: int) -> None:
         raise ValueError(f"decoder_width {width} cannot be halved {n_levels} times: choose a multiple of {2**n_levels}")
 
 
-class ReconstructionDecoder(nn.Module):
+class ReconstructionDecoder(Recomputing):
     """HySparK's decoder of pre-training.
 
     Args:
@@ -154,7 +180,25 @@ class ReconstructionDecoder(nn.Module):
 
     def forward(self, skips: Sequence[Tensor]) -> Tensor:
         """Densified skips, coarse to fine, to the reconstruction (B, out_channels, *spatial)."""
-        running = skips[0]
+        # between the steps the running feature is kept as the last convolution left it; "pending", its norm and ReLU,
+        # belongs to the step behind, where it can be recomputed
+        running, pending = skips[0], _identity
         for level, skip in zip(self.levels, skips, strict=True):
-            running = level(running, skip)
-        return self.project(running)
+            running = self.full(partial(self._level, level, pending), running, skip)
+            pending = level.refine.finish
+        return self.light(lambda r: self.project(pending(r)), running)
+
+    def _level(
+        self, level: UpsamplingLevel, pending: Callable[[Tensor], Tensor], running: Tensor, skip: Tensor
+    ) -> Tensor:
+        if level.fuse is not None:
+            fuse, before = level.fuse, pending
+            running = self.light(lambda r, s: fuse.first(torch.cat([before(r), s], dim=1)), running, skip)
+            running = self.light(fuse.second, running)
+            pending = fuse.finish
+        running = self.light(lambda r: level.go_up(pending(r)), running)
+        return self.light(level.refine.second, running)
+
+
+def _identity(field: Tensor) -> Tensor:
+    return field

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from hyspark_nnunet.building_blocks.layouts import DenseLayout, to_channels_first, to_channels_last
 from hyspark_nnunet.building_blocks.mednext import MedNeXtBlock, convolution_class
+from hyspark_nnunet.building_blocks.recomputation import Recomputing
 
 INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -78,7 +79,7 @@ class ResidualFusion(nn.Module):
         return F.leaky_relu(self.norm(self.conv2(hidden)) + self.norm(self.shortcut(image)), 0.01)
 
 
-class SegmentationLevel(nn.Module):
+class SegmentationLevel(Recomputing):
     """One level: a MedNeXt block on the skip, the coarser feature brought up, both fused.
 
     Args:
@@ -109,7 +110,7 @@ class SegmentationLevel(nn.Module):
     def forward(self, skip: Tensor, coarse: Tensor) -> Tensor:
         """Skip (B, C, *spatial) and the coarser feature to (B, out_channels, *spatial)."""
         skip = to_channels_first(self.skip_block(to_channels_last(skip), DenseLayout(skip.shape[2:])))
-        return self.fusion(torch.cat([skip, self.up_block(coarse)], dim=1))
+        return self.full(lambda s, c: self.fusion(torch.cat([s, self.up_block(c)], dim=1)), skip, coarse)
 
 
 class SegmentationDecoder(nn.Module):

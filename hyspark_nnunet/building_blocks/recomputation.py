@@ -1,0 +1,90 @@
+"""Activation checkpointing: what the backward pass needs is computed again in place of being kept.
+
+Two depths beyond none. "light" recomputes what costs next to nothing: halos, GELU, normalisation and ReLU. "full"
+recomputes whole MedNeXt blocks and decoder levels: a third forward pass's worth of operations for most of the memory.
+Source: torch.utils.checkpoint; arXiv 1604.06174.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+DEPTHS = ("none", "light", "full")
+
+
+class Recomputing(nn.Module):
+    """A module with activations that can be recomputed.
+
+    Attributes:
+        recompute: "none", "light" or "full"; set for a whole network by ``set_recomputation``.
+    """
+
+    recompute: str = "none"
+
+    def light(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Calls a function; under "light", what it keeps for the backward pass is computed again there.
+
+        The operation that ends the function is not repeated: recomputation stops at the last input that is missing.
+        """
+        return self._call("light", function, inputs)
+
+    def full(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Calls a function; under "full", it is computed again in the backward pass."""
+        return self._call("full", function, inputs)
+
+    def _call(self, depth: str, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+        if self.recompute != depth:
+            return function(*inputs)
+        if torch.compiler.is_compiling():
+            # the compiler chooses the cheap recomputations itself, and applies what changes a buffer once
+            return function(*inputs) if depth == "light" else checkpoint(function, *inputs, use_reentrant=False)
+        return checkpoint(
+            function,
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing here is random
+            context_fn=partial(_contexts, self),
+        )
+
+
+def set_recomputation(network: nn.Module, depth: str) -> None:
+    """Sets the depth for every part of a network that can recompute.
+
+    Args:
+        network: of either kind.
+        depth: "none", "light" or "full".
+
+    Raises:
+        ValueError: another depth.
+    """
+    if depth not in DEPTHS:
+        raise ValueError(f"activation checkpointing {depth!r} is not one of {', '.join(DEPTHS)}")
+    for module in network.modules():
+        if isinstance(module, Recomputing):
+            module.recompute = depth
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Of the forward pass and of the recomputation."""
+    return nullcontext(), _untracked(module)
+
+
+@contextmanager
+def _untracked(module: nn.Module) -> Iterator[None]:
+    """Running statistics have seen the batch already: with momentum 0 they stay."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
