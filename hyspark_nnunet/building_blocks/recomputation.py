@@ -28,7 +28,7 @@ class Recomputing(nn.Module):
     recompute: str = "none"
 
     def light(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Calls a function; under "light", what it keeps for the backward pass is computed again there.
+        """Calls a function; under "light" and "full", what it keeps for the backward pass is computed again there.
 
         The operation that ends the function is not repeated: recomputation stops at the last input that is missing.
         """
@@ -39,7 +39,7 @@ class Recomputing(nn.Module):
         return self._call("full", function, inputs)
 
     def _call(self, depth: str, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        if self.recompute != depth:
+        if DEPTHS.index(self.recompute) < DEPTHS.index(depth):
             return function(*inputs)
         if torch.compiler.is_compiling():
             # the compiler chooses the cheap recomputations itself, and applies what changes a buffer once

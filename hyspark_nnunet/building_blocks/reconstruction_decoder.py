@@ -102,8 +102,7 @@ class UpsamplingLevel(nn.Module):
         up_kernel: kernel of the stage of the output.
 
     Attributes:
-        merge: whether the upsampling and the convolution behind it may be computed as one, where that pays; False for
-            comparison.
+        merge: whether the upsampling and the convolution behind it are computed as one; None: where that pays.
     """
 
     def __init__(
@@ -119,13 +118,14 @@ class UpsamplingLevel(nn.Module):
         self.upsample = transposed(channels, channels, tuple(stride), stride=tuple(stride))
         self.refine = ConvNormReLU(channels, channels // 2, up_kernel)
         self.merged = MergedUpsampling(stride, up_kernel)
-        self.merge = True
+        self.merge: bool | None = None
 
     def go_up(self, running: Tensor) -> Tensor:
         """(B, C, *spatial) through the upsampling and the first convolution behind it."""
         up, first = self.upsample, self.refine[0]
         fine_voxels = len(running) * prod(running.shape[2:]) * prod(up.stride)
-        if self.merge and self.merged.pays(fine_voxels, first.in_channels, first.out_channels):
+        pays = self.merged.pays(fine_voxels, first.in_channels, first.out_channels)
+        if pays if self.merge is None else self.merge:
             return self.merged(running, up.weight, up.bias, first.weight, first.bias)
         return first(up(running))
 

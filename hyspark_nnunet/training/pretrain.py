@@ -30,7 +30,9 @@ from hyspark_nnunet.building_blocks.reconstruction_decoder import check_width
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.training.case_reconstruction import reconstruct_case
 from hyspark_nnunet.training.held_out import HeldOutPatches
+from hyspark_nnunet.training.image_only import without_labels
 from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.precision import autocast_dtype
 from hyspark_nnunet.training.recipe import PretrainRecipe, resolve_recipe
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
 from hyspark_nnunet.training.trainer import HySparKTrainer
@@ -47,7 +49,7 @@ SPATIAL_TRANSFORMS = (
 
 
 def without_intensity_changes(transforms: ComposeTransforms) -> ComposeTransforms:
-    """Only the transforms that move voxels; a label is not needed behind them either."""
+    """Only the transforms that move voxels."""
     return ComposeTransforms([t for t in transforms.transforms if isinstance(t, SPATIAL_TRANSFORMS)])
 
 
@@ -70,6 +72,9 @@ class HySparKPretrainTrainer(HySparKTrainer):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
+        self.autocast_dtype = autocast_dtype(self.device)
+        if self.autocast_dtype == torch.bfloat16:
+            self.grad_scaler = None
         self.unit = unit_size(encoder_arguments(self.configuration_manager, self.recipe.preset)["strides"])
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
@@ -144,6 +149,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
         )
         if not self.recipe.intensity_augmentation:
             transforms = without_intensity_changes(transforms)
+        transforms = without_labels(transforms)
         dataset_tr, dataset_val = self.get_tr_and_val_datasets()
         if self.fold == "all":
             self.print_to_log_file("Fold 'all' trains on every case: the validation loss is that of training cases.")
@@ -190,7 +196,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
     # -------------------------------------------------------------------------------------------------- steps
 
     def _autocast(self) -> Any:
-        return torch.autocast("cuda") if self.device.type == "cuda" else dummy_context()
+        return dummy_context() if self.autocast_dtype is None else torch.autocast("cuda", self.autocast_dtype)
 
     def _loss_of(self, image: Tensor, visible: Tensor) -> Tensor:
         with self._autocast():

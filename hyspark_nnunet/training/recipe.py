@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 
 from hyspark_nnunet.architectures.from_plans import PRESETS
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.building_blocks.recomputation import DEPTHS
 
 PREFIX = "HYSPARK_"
 # read elsewhere: tests/test_parity.py, tests/test_real_scans.py, checkpoints/transfer.py
@@ -39,6 +40,7 @@ class Allowed:
 
 
 PRESET_NAME = Allowed(f"be one of {', '.join(PRESETS)}", lambda value: value in PRESETS)
+DEPTH = Allowed(f"be one of {', '.join(DEPTHS)}", lambda value: value in DEPTHS)
 AT_LEAST_ONE = Allowed("be at least 1", lambda value: value >= 1)
 NOT_NEGATIVE = Allowed("be at least 0", lambda value: value >= 0)
 POSITIVE = Allowed("be above 0", lambda value: value > 0)
@@ -106,6 +108,14 @@ class Recipe:
         unit="patches",
         source=NNUNET,
         meaning="patches per step over all GPUs; none: as the plan says",
+    )
+    activation_checkpointing: str = documented(
+        "light",
+        DEPTH,
+        unit="none, light or full",
+        source=OURS,
+        meaning="activations computed again in the backward pass, in place of being kept; light: the cheap ones, "
+        "full: whole blocks, for the least memory",
     )
     initial_lr: float = documented(
         1e-4, POSITIVE, unit="per step", source=RELEASE, meaning="AdamW's learning rate at the end of the warm-up"

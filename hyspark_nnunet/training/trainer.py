@@ -16,9 +16,11 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from hyspark_nnunet.architectures.from_plans import check_supported
+from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically
 from hyspark_nnunet.checkpoints.transfer import differences, transfer_weights
+from hyspark_nnunet.training.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
 from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe, resolve_recipe, save_recipe, variable_name
 from hyspark_nnunet.training.schedules import ProgressScheduler
@@ -98,6 +100,9 @@ class HySparKTrainer(nnUNetTrainer):
             self._check_same_network_as_other_folds()
             self._write_recipe_to_plans()
         super().initialize()
+        set_recomputation(self.bare_network, self.recipe.activation_checkpointing)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._route_pretrained_weights()
         self.print_to_log_file(f"\nRecipe of {type(self).__name__}:\n{self.recipe.describe()}\n", add_timestamp=False)
 

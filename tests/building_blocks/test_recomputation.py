@@ -1,0 +1,137 @@
+"""Activation checkpointing changes memory and nothing else; torch.compile takes the network whole."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
+from hyspark_nnunet.building_blocks.recomputation import DEPTHS, set_recomputation
+from hyspark_nnunet.masking import mask_grid, sample_visible
+from hyspark_nnunet.training.loss import reconstruction_loss
+
+
+def make_step(geometry):
+    """A network, and a function that gives the loss of a copy of it."""
+    torch.manual_seed(0)
+    network = HySparKMaskedAutoencoder(**geometry.arguments(), decoder_width=2 ** len(geometry.strides))
+    grid = mask_grid(geometry.image_size, network.encoder.unit)
+    image = torch.randn(2, geometry.input_channels, *geometry.image_size)
+    visible = sample_visible(2, grid, 0.7)
+    num_visible = int(visible[0].sum())
+    return network, lambda n: reconstruction_loss(n(image, visible, num_visible), image, visible)
+
+
+def state_after(network: nn.Module, loss: Tensor) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    loss.backward()
+    return loss.detach(), [parameter.grad for parameter in network.parameters()], dict(network.named_buffers())
+
+
+def test_numbers_stay(geometry) -> None:
+    network, loss_of = make_step(geometry)
+    found = []
+    for depth in DEPTHS:
+        other = copy.deepcopy(network)
+        set_recomputation(other, depth)
+        found.append(state_after(other, loss_of(other)))
+    for loss, gradients, buffers in found[1:]:
+        assert torch.equal(loss, found[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(gradients, found[0][1], strict=True))
+        # running statistics have seen the batch once
+        assert all(torch.equal(buffers[name], found[0][2][name]) for name in found[0][2])
+        assert {int(b) for name, b in buffers.items() if name.endswith("num_batches_tracked")} == {1}
+
+
+class CreatedStorages(TorchDispatchMode):
+    """Every piece of memory that operations allocate, as long as somebody keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.sizes[StorageWeakRef(storage)] = storage.nbytes()
+        return result
+
+    def alive(self) -> int:
+        """Bytes."""
+        return sum(size for reference, size in self.sizes.items() if not reference.expired())
+
+
+def kept_bytes(run) -> int:
+    """Bytes that are kept between the forward and the backward pass."""
+    with CreatedStorages() as created:
+        result = run()
+    assert result.requires_grad
+    return created.alive()
+
+
+class Wide:
+    """96 channels and one level more than the geometries, so that features outweigh everything else."""
+
+    image_size, input_channels = (32, 32, 32), 1
+    strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2))
+
+    @staticmethod
+    def arguments() -> dict:
+        return {
+            "input_channels": 1,
+            "n_stages": 3,
+            "features_per_stage": (16, 32, 64),
+            "conv_op": nn.Conv3d,
+            "kernel_sizes": ((3, 3, 3),) * 3,
+            "strides": Wide.strides,
+            "n_blocks_per_stage": (1, 1, 1),
+            "expansion_per_stage": (2, 2, 2),
+        }
+
+
+def test_each_depth_keeps_less() -> None:
+    network, loss_of = make_step(Wide)
+    kept = []
+    for depth in DEPTHS:
+        set_recomputation(network, depth)
+        kept.append(kept_bytes(lambda: loss_of(network)))
+    assert kept[0] > 1.2 * kept[1] and kept[1] > 1.2 * kept[2] > 0, kept
+
+
+def test_segmentation_too(geometry) -> None:
+    torch.manual_seed(0)
+    network = HySparKUNet(**geometry.arguments(), num_classes=3)
+    image = torch.randn(1, geometry.input_channels, *geometry.image_size)
+    gradients = []
+    for depth in DEPTHS:
+        set_recomputation(network, depth)
+        network.zero_grad()
+        network(image).square().mean().backward()
+        gradients.append([None if p.grad is None else p.grad.clone() for p in network.parameters()])
+    for other in gradients[1:]:
+        assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+
+
+def test_another_depth_is_refused() -> None:
+    with pytest.raises(ValueError, match="'deep' is not one of none, light, full"):
+        set_recomputation(nn.Linear(1, 1), "deep")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_compiles_without_graph_breaks(depth: str) -> None:
+    network, loss_of = make_step(Wide)
+    set_recomputation(network, depth)
+    torch._dynamo.reset()
+    # traces and differentiates as the default backend does, and runs without a C++ compiler
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    loss, gradients, buffers = state_after(network, loss_of(compiled))
+    plain = make_step(Wide)[0]
+    expected = state_after(plain, loss_of(plain))
+    torch.testing.assert_close(loss, expected[0])
+    for a, b in zip(gradients, expected[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert all(torch.allclose(buffers[name], expected[2][name], rtol=1e-4) for name in buffers)
