@@ -28,6 +28,7 @@ COMMON = {
     "num_val_iterations_per_epoch": 50,
     "save_every": 50,
     "batch_size": None,
+    "activation_checkpointing": "light",
     "initial_lr": 1e-4,
     "weight_decay": 0.04,
     "oversample_foreground_percent": 0.33,
