@@ -1,11 +1,8 @@
 """Times and peak memory of variants of a computation, compared fairly; and the machine they were measured on."""
 
 import csv
-import ctypes
 import gc
-import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +44,6 @@ def in_turn(variants: Mapping[str, Callable[[], Phases]], rounds: int) -> dict[s
     found: dict[str, list[Phases]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
-            gc.collect()
             found[name].append(run())
     return {name: _timing(phases) for name, phases in found.items()}
 
@@ -70,61 +66,48 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def peak_bytes_of(run: Callable[[], Any], device: torch.device) -> int:
-    """Peak memory of two runs, beyond what the process held before; meant for a process of its own.
+class PeakMemory:
+    """Peak memory since it was made, beyond what the process held then; for a process of its own.
 
     On a CPU the resident memory as the system counts it, on CUDA what torch allocated.
+
+    Args:
+        device: whose memory.
     """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    else:
-        before = _resident_bytes()
-    run()
-    run()
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident_bytes()
-    return peak - before
+
+    def __init__(self, device: torch.device) -> None:
+        gc.collect()
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+        else:
+            self.before = _status_bytes("VmRSS")
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status_bytes("VmHWM")
+        return peak - self.before
 
 
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _peak_resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def set_allocator(keep: bool) -> None:
-    """Lets glibc keep freed memory, or give it back about as it does by default; nothing on other systems.
-
-    Once a parameter was set, glibc no longer adapts its thresholds. Its default raises them with use, to 32 MiB for
-    mapping and twice that for trimming: these are set here.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    trim, mmap_threshold, mmap_max = -1, -3, -4
-    libc.mallopt(mmap_max, 0 if keep else 65536)
-    libc.mallopt(mmap_threshold, 32 * 2**20)
-    libc.mallopt(trim, -1 if keep else 64 * 2**20)
-    if not keep:
-        libc.malloc_trim(0)
+def _status_bytes(field: str) -> int:
+    # not by getrusage: its maximum counts the process that started this one
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 def matrix_throughput(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a convolution that suits the device: a practical upper bound."""
+    """Floating-point operations per second of a convolution that suits the device, at best: a practical bound."""
     memory_format = torch.channels_last_3d
     image = torch.randn(1, 192, 48, 48, 48, device=device, dtype=dtype).to(memory_format=memory_format)
     weight = torch.randn(192, 192, 3, 3, 3, device=device, dtype=dtype)
     seconds = []
     with torch.no_grad():
-        for _ in range(6):
+        for _ in range(10):
             start = now(device)
             torch.nn.functional.conv3d(image, weight, padding=1)
             seconds.append(now(device) - start)
-    return 2 * 48**3 * 192 * 192 * 27 / statistics.median(seconds[1:])
+    return 2 * 48**3 * 192 * 192 * 27 / min(seconds)
 
 
 def machine(device: torch.device) -> str:

@@ -4,41 +4,34 @@
     python -m benchmarks.step --only encoder step    # some of its parts
     python -m benchmarks.step --device cuda          # with autocast and torch.compile as further variants
 
-Prints tables and writes benchmarks/results/step_DEVICE_PART.csv. Ratios are to the plain way in the same process and
-round (see ``benchmarks.plain_network``); memory is of a process of its own per variant.
+Prints tables and writes benchmarks/results/step_DEVICE_PART.csv. Ratios are to the plain way (see
+``benchmarks.plain_network``). The variants run in turn, in each round once; each lives in a process of its own, because
+the C library's treatment of memory is a property of a process, and so is its peak.
 """
 
 import argparse
 import gc
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring import (
-    Phases,
-    Timing,
-    in_turn,
-    machine,
-    matrix_throughput,
-    now,
-    peak_bytes_of,
-    set_allocator,
-    table,
-    write_csv,
-)
+from benchmarks.measuring import PeakMemory, Phases, Timing, in_turn, machine, matrix_throughput, now, table, write_csv
 from benchmarks.plain_network import PlainNetwork
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.architectures.from_plans import PRESETS, decoder_width
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible
+from hyspark_nnunet.training.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.precision import autocast_dtype
 
@@ -151,36 +144,33 @@ class Case:
 class Step:
     """One variant's forward and backward pass of a case."""
 
-    def __init__(self, case: Case, variant: Variant, network: HySparKMaskedAutoencoder) -> None:
-        self.case, self.variant, self.network = case, variant, network
-        self.device = torch.device(case.device)
-        self.image, self.visible, self.num_visible = case.batch(network)
-        self.plain = PlainNetwork(network).to(self.device) if variant.plain else None
-        self.compute: Callable[[], Tensor] = self._encode if case.encoder_only else self._loss
-        if variant.compiled:
-            # a copy: a compiled network remembers the switches it was compiled with
-            self.network = case.network()
-            self._configure()
-            self.network.compile()
-        self.last_loss = float("nan")
-
-    def _configure(self) -> None:
-        set_recomputation(self.network, self.variant.recompute)
+    def __init__(self, case: Case, variant: Variant) -> None:
+        self.case, self.variant, self.device = case, variant, torch.device(case.device)
+        if variant.keep_memory and not keep_freed_memory():
+            raise RuntimeError(f"'{variant.name}' needs glibc and none of its MALLOC_ variables set")
+        self.network = case.network()
+        set_recomputation(self.network, variant.recompute)
         for level in self.network.decoder.levels:
-            level.merge = None if self.variant.merge else False
+            level.merge = None if variant.merge else False
+        self.plain = PlainNetwork(self.network).to(self.device) if variant.plain else None
+        if variant.compiled:
+            self.network.compile()
+        self.image, self.visible, self.num_visible = case.batch(self.network)
+        self.compute = self._encode if case.encoder_only else self._loss
 
     def _autocast(self) -> Any:
         dtype = autocast_dtype(self.device)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def _encode(self) -> Tensor:
+        """Sum of the squared features: hidden ones are zero where they are stored at all."""
         with self._autocast():
             if self.plain is not None:
                 features = self.plain.features(self.image, self.visible)
             else:
-                encoder, blocks = self.network.encoder, self.variant.visible_blocks
-                found = encoder.features(self.image, self.visible, self.num_visible, blocks)
-                # hidden voxels are zero: their number is divided out below
+                found = self.network.encoder.features(
+                    self.image, self.visible, self.num_visible, self.variant.visible_blocks
+                )
                 features = [feature.field for feature in found]
         return sum((f.float().square().sum() for f in features), self.image.new_zeros(()))
 
@@ -192,87 +182,93 @@ class Step:
                 reconstruction = self.network(self.image, self.visible, self.num_visible, self.variant.visible_blocks)
         return reconstruction_loss(reconstruction, self.image, self.visible)
 
-    def __call__(self) -> Phases:
-        self._configure()
-        if self.device.type == "cpu":
-            set_allocator(self.variant.keep_memory)
+    def run(self) -> Phases:
+        """Seconds of both passes, and the loss."""
+        gc.collect()
         self.network.zero_grad(set_to_none=True)
         begin = now(self.device)
         loss = self.compute()
         middle = now(self.device)
         loss.backward()
         end = now(self.device)
-        self.last_loss = loss.item()
-        return {"forward": middle - begin, "backward": end - middle}
+        return {"forward": middle - begin, "backward": end - middle, "loss": loss.item()}
 
     def gradient(self) -> Tensor:
         """Of all parameters of the last run, as one vector."""
-        return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None]).double()
+        return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None]).cpu()
+
+    def operations(self) -> int:
+        """Floating-point operations of a forward and backward pass."""
+        with FlopCounterMode(display=False) as counter:
+            self.run()
+        return counter.get_total_flops()
 
 
-def operations(case: Case, variant: Variant) -> int:
-    """Floating-point operations of a forward and backward pass."""
-    step = Step(case, variant, case.network())
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
+class Worker:
+    """A variant in a process of its own, run when asked."""
+
+    def __init__(self, case: Case, variant: Variant) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.variant = variant
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(case, variant, other), daemon=True)
+        self.process.start()
+        other.close()
+
+    def ask(self, what: str) -> Any:
+        """The answer to "run", "peak", "operations" or "gradient"."""
+        self.connection.send(what)
+        try:
+            return self.connection.recv()
+        except EOFError:
+            raise RuntimeError(f"the process of '{self.variant.name}' ended (out of memory?)") from None
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.join()
 
 
-def peak_memory(case: Case, variant: Variant) -> int:
-    """Bytes, of a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report_peak, args=(case, variant, sender))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise RuntimeError(f"the process that measured '{variant.name}' ended early (out of memory?)") from None
-    finally:
-        process.join()
+def _serve(case: Case, variant: Variant, connection: Any) -> None:
+    step = Step(case, variant)
+    peak = PeakMemory(step.device)
+    answers = {"run": step.run, "peak": peak.bytes, "operations": step.operations, "gradient": step.gradient}
+    while True:
+        answer = answers[connection.recv()]()
+        # tensors by value: shared memory would outlive the process in no useful way
+        connection.send(answer.numpy() if isinstance(answer, Tensor) else answer)
 
 
-def _report_peak(case: Case, variant: Variant, sender: Any) -> None:
-    step = Step(case, variant, case.network())
-    sender.send(peak_bytes_of(step, step.device))
-
-
-def compare(case: Case, variants: Sequence[Variant], rounds: int, memory: bool = True) -> list[dict[str, Any]]:
+def compare(case: Case, variants: Sequence[Variant], rounds: int) -> list[dict[str, Any]]:
     """Rows of a table; the first variant is what the others are compared with."""
-    network = case.network()
-    steps = {variant.name: Step(case, variant, network) for variant in variants}
-    timings = in_turn(steps, rounds)
-    first, rows = variants[0], []
-    steps[first.name]()
-    gradient = steps[first.name].gradient()
-    differences = {}
-    for variant in variants:
-        step = steps[variant.name]
-        step()
-        loss = abs(step.last_loss / steps[first.name].last_loss - 1)
-        differences[variant.name] = (loss, ((step.gradient() - gradient).norm() / gradient.norm()).item())
-    del steps, step, network, gradient
-    gc.collect()
-    peaks = {variant.name: peak_memory(case, variant) for variant in variants} if memory else {}
-    for variant in variants:
-        flops = operations(case, variant)
-        rows.append(_row(case, variant, timings, first, peaks, differences[variant.name], flops))
-    return rows
+    workers = {variant.name: Worker(case, variant) for variant in variants}
+    try:
+        timings = in_turn({name: partial(worker.ask, "run") for name, worker in workers.items()}, rounds)
+        peaks = {name: worker.ask("peak") for name, worker in workers.items()}
+        losses = {name: worker.ask("run")["loss"] for name, worker in workers.items()}
+        first = variants[0].name
+        expected = workers[first].ask("gradient")
+        rows = []
+        for name, worker in workers.items():
+            gradient = worker.ask("gradient")
+            difference = float(np.linalg.norm(gradient - expected) / np.linalg.norm(expected))
+            row = _row(case, name, timings[name], timings[first], worker.ask("operations"))
+            row |= {
+                "memory [GB]": f"{peaks[name] / 1e9:.2f}",
+                "of its memory": f"{peaks[name] / peaks[first]:.2f}",
+                "loss differs by": f"{abs(losses[name] / losses[first] - 1):.0e}",
+                "gradient by": f"{difference:.0e}",
+            }
+            rows.append(row)
+            worker.close()
+        return rows
+    finally:
+        for worker in workers.values():
+            worker.close()
 
 
-def _row(
-    case: Case,
-    variant: Variant,
-    timings: dict[str, Timing],
-    first: Variant,
-    peaks: dict[str, int],
-    differences: tuple[float, float],
-    flops: int,
-) -> dict[str, Any]:
-    timing, base = timings[variant.name], timings[first.name]
-    row: dict[str, Any] = {
-        "variant": variant.name,
+def _row(case: Case, name: str, timing: Timing, base: Timing, operations: int) -> dict[str, Any]:
+    return {
+        "variant": name,
         "patch": case.shape.name,
         "mask ratio": case.mask_ratio,
         "batch": case.batch_size,
@@ -282,15 +278,9 @@ def _row(
         "spread": f"{timing.spread:.0%}",
         "times as fast": f"{base.total / timing.total:.2f}",
         "patches/s": f"{case.batch_size / timing.total:.3g}",
-        "TFLOP": f"{flops / 1e12:.2f}",
-        "GFLOP/s": f"{flops / timing.total / 1e9:.0f}",
-        "loss differs by": f"{differences[0]:.0e}",
-        "gradient by": f"{differences[1]:.0e}",
+        "TFLOP": f"{operations / 1e12:.3f}",
+        "GFLOP/s": f"{operations / timing.total / 1e9:.0f}",
     }
-    if peaks:
-        row["memory [GB]"] = f"{peaks[variant.name] / 1e9:.2f}"
-        row["of its memory"] = f"{peaks[variant.name] / peaks[first.name]:.2f}"
-    return row
 
 
 def growth(case: Case, variant: Variant, rounds: int) -> list[dict[str, Any]]:
@@ -302,7 +292,7 @@ def growth(case: Case, variant: Variant, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for size in sizes:
         grown = Case(Shape(size, case.shape.strides, case.shape.kernels), device=case.device)
-        row = compare(grown, [variant], rounds, memory=True)[0]
+        row = compare(grown, [variant], rounds)[0]
         row["times the volume"] = prod(size) // prod(case.shape.patch)
         rows.append(row)
     for row in rows:
@@ -311,13 +301,15 @@ def growth(case: Case, variant: Variant, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-PARTS = ("encoder", "step", "ratios", "batches", "shapes", "growth")
+PARTS = ("encoder", "step", "allocator", "ratios", "batches", "shapes", "growth")
 
 
 def measure(part: str, device: str, rounds: int, preset: str) -> list[dict[str, Any]]:
     """The rows of one part."""
+    if device == "cuda" and part == "allocator":
+        return []
     best = ON_CPU if device == "cpu" else LADDER[-1]
-    more = [ON_CPU, FULL, PLAIN_KEPT] if device == "cpu" else [ON_CUDA]
+    more = [ON_CPU, FULL] if device == "cpu" else [ON_CUDA]
     pair = [PLAIN, best]
 
     def case(shape: Shape, **changes: Any) -> Case:
@@ -329,6 +321,10 @@ def measure(part: str, device: str, rounds: int, preset: str) -> list[dict[str, 
         return compare(case(CUBE, encoder_only=True), ladder, rounds)
     if part == "step":
         return compare(case(CUBE), [*LADDER, *more], rounds)
+    if part == "allocator":
+        # both with glibc keeping memory: what the rest is worth
+        kept = [PLAIN_KEPT, ON_CPU]
+        return [row for only in (True, False) for row in compare(case(CUBE, encoder_only=only), kept, rounds)]
     if part == "ratios":
         return [
             row
@@ -360,6 +356,8 @@ def main() -> None:
     print(f"a convolution alone reaches {bound / 1e9:.0f} GFLOP/s")
     for part in arguments.only:
         rows = measure(part, arguments.device, arguments.rounds, arguments.preset)
+        if not rows:
+            continue
         for row in rows:
             row["share of a convolution's speed"] = f"{float(row['GFLOP/s']) * 1e9 / bound:.0%}"
         print(f"\n{part}\n{table(rows)}", flush=True)
