@@ -1,5 +1,6 @@
 # make env      builds .venv with everything in it       make test     linters, types and tests
 # make demo     the whole way on made data               make parity   numbers of the public release
+#                                                        make benchmark   time and memory, 40 minutes on two cores
 #
 # Other versions: make env TORCH=torch==2.12.0; another Python: make env PYTHON=python3.12
 SHELL := bash
@@ -9,6 +10,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 NNUNETV2 ?= nnunetv2==2.8.1
 
+# a file of tests runs in one process: its tests share a project
+TEST_PROCESSES ?= 2
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -17,7 +21,7 @@ STAMP := $(VENV)/installed.stamp
 # of pip's many lines, those that show where it is
 PROGRESS := { grep --line-buffered -E '^ *(Collecting|Downloading|Installing|Successfully)' || true; }
 
-.PHONY: env demo test parity clean FORCE
+.PHONY: env demo test parity benchmark clean FORCE
 
 env: $(STAMP)
 
@@ -48,10 +52,15 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 parity: env
 	HYSPARK_REFERENCE_FIXTURES="$${HYSPARK_REFERENCE_FIXTURES:-../shared/fixtures}" $(BIN)/python -m pytest tests/test_parity.py -v
+
+benchmark: env
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -301,7 +301,13 @@ def growth(case: Case, variant: Variant, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-PARTS = ("encoder", "step", "allocator", "ratios", "batches", "shapes", "growth")
+def _preset_row(case: Case, variant: Variant, rounds: int) -> list[dict[str, Any]]:
+    parameters = sum(parameter.numel() for parameter in case.network().parameters())
+    row = compare(case, [variant], rounds)[0]
+    return [{"preset": case.preset, "parameters [M]": f"{parameters / 1e6:.1f}"} | row]
+
+
+PARTS = ("encoder", "step", "allocator", "presets", "ratios", "batches", "shapes", "growth")
 
 
 def measure(part: str, device: str, rounds: int, preset: str) -> list[dict[str, Any]]:
@@ -325,6 +331,8 @@ def measure(part: str, device: str, rounds: int, preset: str) -> list[dict[str, 
         # both with glibc keeping memory: what the rest is worth
         kept = [PLAIN_KEPT, ON_CPU]
         return [row for only in (True, False) for row in compare(case(CUBE, encoder_only=only), kept, rounds)]
+    if part == "presets":
+        return [row for name in PRESETS for row in _preset_row(Case(CUBE, device=device, preset=name), best, rounds)]
     if part == "ratios":
         return [
             row
