@@ -1,6 +1,6 @@
 # make env      builds .venv with everything in it       make test     linters, types and tests
 # make demo     the whole way on made data               make parity   numbers of the public release
-#                                                        make benchmark   time and memory, 40 minutes on two cores
+#                                                        make benchmark   time and memory, an hour on two cores
 #
 # Other versions: make env TORCH=torch==2.12.0; another Python: make env PYTHON=python3.12
 SHELL := bash

@@ -1,6 +1,6 @@
 """Puts the results of the benchmarks into docs/performance.md: tables between its markers, and the plot.
 
-    python -m benchmarks.report
+python -m benchmarks.report
 """
 
 import csv
@@ -56,7 +56,9 @@ def plot(path: Path) -> None:
     for row, (part, title) in zip(axes, (("encoder", "encoder"), ("step", "whole step")), strict=True):
         rows = read(f"step_cpu_{part}")
         names = [entry["variant"] for entry in rows]
-        for axis, column, unit in zip(row, ("total [s]", "memory [GB]"), ("s, forward and backward", "GB, peak"), strict=True):
+        for axis, column, unit in zip(
+            row, ("total [s]", "memory [GB]"), ("s, forward and backward", "GB, peak"), strict=True
+        ):
             values = [float(entry[column]) for entry in rows]
             bars = axis.barh(names, values, color=["0.6"] + ["tab:blue"] * (len(names) - 1))
             axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
