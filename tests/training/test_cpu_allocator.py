@@ -1,5 +1,6 @@
 """glibc keeps freed memory, unless the user has chosen otherwise."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -7,15 +8,17 @@ import sys
 import pytest
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+CHOICES = ("GLIBC_TUNABLES", "LD_PRELOAD")
 PROGRAM = """
 import resource, torch
 from hyspark_nnunet.training.cpu_allocator import keep_freed_memory
 kept = keep_freed_memory()
 def touch():
-    torch.ones(64 * 2**20)  # 256 MiB: far above every threshold of glibc
-touch()
+    torch.ones(16 * 2**20)  # 64 MiB: above what glibc takes from its heap by default
+for _ in range(24):  # aligned blocks find each other's places after some rounds
+    touch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+for _ in range(4):
     touch()
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -30,9 +33,7 @@ def page_faults(**variables: str) -> tuple[str, int]:
 
 
 def _environment() -> dict[str, str]:
-    import os
-
-    return {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k not in ("GLIBC_TUNABLES",)}
+    return {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k not in CHOICES}
 
 
 @glibc
@@ -41,4 +42,4 @@ def test_freed_memory_is_used_again() -> None:
     assert kept == "True"
     left, more = page_faults(MALLOC_TRIM_THRESHOLD_="131072")
     assert left == "False"
-    assert faults < more / 2
+    assert more > 1000 and faults < more / 10
