@@ -28,6 +28,9 @@ COMMON = {
     "num_val_iterations_per_epoch": 50,
     "save_every": 50,
     "batch_size": None,
+    "gradient_accumulation": 1,
+    "max_nonfinite_steps": 20,
+    "seed": None,
     "initial_lr": 1e-4,
     "weight_decay": 0.04,
     "oversample_foreground_percent": 0.33,
@@ -42,7 +45,6 @@ PRETRAIN = {
     "intensity_augmentation": False,
     "num_pictures": 4,
     "picture_every": 50,
-    "seed": None,
 }
 FINETUNE = {
     "warmup_fraction": 0.05,
