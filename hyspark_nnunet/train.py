@@ -31,8 +31,7 @@ def main() -> None:
     device, trainer, num_gpus = launch_arguments(sys.argv[1:])
     if num_gpus > 1:
         sys.exit(f"-num_gpus {num_gpus}: torchrun's --nproc_per_node says how many processes train; leave it out")
-    found = None if trainer is None else recursive_find_trainer_class_by_name(trainer)
-    if found is not None and not issubclass(found, DistributedTraining):
+    if not issubclass(recursive_find_trainer_class_by_name(trainer), DistributedTraining):
         sys.exit(f"-tr {trainer}: only HySparK's trainers train with torchrun; nnUNetv2_train -num_gpus trains others")
     if device == "cuda":
         if number_on_machine() >= torch.cuda.device_count():
@@ -48,14 +47,14 @@ def main() -> None:
         dist.destroy_process_group()
 
 
-def launch_arguments(argv: Sequence[str]) -> tuple[str, str | None, int]:
+def launch_arguments(argv: Sequence[str]) -> tuple[str, str, int]:
     """Of nnUNetv2_train's arguments, those the launch depends on: device, trainer, number of GPUs.
 
     nnU-Net's own parser, which lies inside its command, reads all of them again.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-device", default="cuda")
-    parser.add_argument("-tr", default=None)
+    parser.add_argument("-tr", default="nnUNetTrainer")
     parser.add_argument("-num_gpus", type=int, default=1)
     known, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     return known.device, known.tr, known.num_gpus

@@ -35,6 +35,9 @@ SIZES = (
 class SavedTraining(TrainingLoop):
     """The loop with its checkpoints: written whole, the last two kept, the newest whole one continued."""
 
+    network: Any
+    was_initialized: bool
+
     def __init__(self, plans: dict, *args: Any, **kwargs: Any) -> None:
         # of --c; nnU-Net takes it out of the plans
         self._continue = bool(plans.get("continue_training", False))
@@ -198,7 +201,12 @@ class SavedTraining(TrainingLoop):
         if not going_on or named.parent != Path(self.output_folder):
             return named
         # one process decides: 64 need not read every file, and must not disagree
-        path, faults = of_first_rank(newest_whole(named.parent) if self.local_rank == 0 else (named, []))
+        choice: tuple[Path, list[str]] = (named, [])
+        if self.local_rank == 0:
+            for half_written in named.parent.glob(".checkpoint_*.tmp"):  # of a training that was killed
+                half_written.unlink(missing_ok=True)
+            choice = newest_whole(named.parent)
+        path, faults = of_first_rank(choice)
         for fault in faults:
             self.print_to_log_file(f"WARNING: {fault}. It is passed over.")
         self.print_to_log_file(f"Continuing from {path}")

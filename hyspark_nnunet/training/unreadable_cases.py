@@ -21,8 +21,10 @@ def fault_of(dataset: nnUNetBaseDataset, case: str) -> str | None:
     """
     part = "files"
     try:
-        data, segmentation, previous, _ = dataset.load_case(case)
-        for part, array in (("image", data), ("segmentation", segmentation), ("previous stage", previous)):
+        names = ("image", "segmentation", "segmentation of the first stage")
+        arrays = dict(zip(names, dataset.load_case(case)[:3], strict=True))
+        for name, array in arrays.items():
+            part = name
             if array is not None:
                 np.asarray(array[:])
     except Exception as error:  # whatever the reader of a damaged file stumbles over
