@@ -45,7 +45,7 @@ class DistributedTraining(SavedTraining):
 
         1 where all processes have as many patches.
         """
-        return world_size() * self.batch_size / self.global_batch_size
+        return 1.0 if not self.is_ddp else world_size() * self.batch_size / self.global_batch_size
 
     def _set_batch_size_and_oversample(self) -> None:
         """nnU-Net's division of the batch among the processes.

@@ -10,10 +10,12 @@ import os
 import shutil
 import signal
 
+import nnunetv2.training.loss.dice as dice
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 
@@ -59,10 +61,8 @@ class Recording:
         self.batch_loss(_double(batch)).backward()
 
         self.network, self.batch_size, self.is_ddp = alone, self.global_batch_size, False
-        shares, self.__class__.loss_share = self.__class__.loss_share, 1.0
         self.loss = self._build_loss()
         self.joint_loss([_double(part) for part in parts]).backward()
-        self.__class__.loss_share = shares
         self.network, self.loss, self.batch_size, self.is_ddp = kept
 
         differences = []
@@ -83,8 +83,6 @@ def _double(batch: dict) -> dict:
 class RecordingPretrainTrainer(Recording, HySparKPretrainTrainer):
     def joint_loss(self, parts: list[dict]) -> torch.Tensor:
         """As one process computes it, with the masks that the ranks drew."""
-        from hyspark_nnunet.masking import sample_visible
-
         masks = []
         for rank, part in enumerate(parts):
             generator = torch.Generator().manual_seed(rank)
@@ -94,8 +92,6 @@ class RecordingPretrainTrainer(Recording, HySparKPretrainTrainer):
 
 class RecordingFinetuneTrainer(Recording, HySparKFinetuneTrainer):
     def on_train_start(self) -> None:
-        import nnunetv2.training.loss.dice as dice
-
         # nnU-Net's Dice sums in float32 whatever it is given; in float64 the comparison is sharp
         kept, dice.torch = dice.torch, _Float64Torch()
         try:
