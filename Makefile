@@ -1,5 +1,6 @@
 # make env      builds .venv with everything in it       make test     linters, types and tests
 # make demo     the whole way on made data               make parity   numbers of the public release
+# make kills    40 kills of a training, each continued
 #
 # Other versions: make env TORCH=torch==2.12.0; another Python: make env PYTHON=python3.12
 SHELL := bash
@@ -17,7 +18,7 @@ STAMP := $(VENV)/installed.stamp
 # of pip's many lines, those that show where it is
 PROGRESS := { grep --line-buffered -E '^ *(Collecting|Downloading|Installing|Successfully)' || true; }
 
-.PHONY: env demo test parity clean FORCE
+.PHONY: env demo test parity kills clean FORCE
 
 env: $(STAMP)
 
@@ -52,6 +53,10 @@ test: env
 
 parity: env
 	HYSPARK_REFERENCE_FIXTURES="$${HYSPARK_REFERENCE_FIXTURES:-../shared/fixtures}" $(BIN)/python -m pytest tests/test_parity.py -v
+
+# make test kills a training four times
+kills: env
+	KILLS=40 $(BIN)/python -m pytest tests/long_trainings/test_kills.py -v -s
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -79,9 +79,7 @@ def work(preset: str, patch: int, batch: int, steps: int) -> None:
 def measure(processes: list[int], preset: str, patch: int, batch: int, steps: int) -> None:
     """Prints a table: a step of each number of processes, every process with as many patches."""
     parameters = sum(p.numel() for p in build(preset).parameters())
-    print(
-        f"Preset {preset}, {parameters / 1e6:.1f} M parameters, {batch} patches of {patch}^3 and 1 thread per process,"
-    )
+    print(f"Preset {preset}, {parameters / 1e6:.1f} M parameters; per process {batch} patches of {patch}^3, 1 thread;")
     print(f"{os.cpu_count()} processors, torch {torch.__version__}, median of {steps} steps.\n")
     print("| processes | step, s | without communication, s | communication share | patches/s | of ideal |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -124,9 +122,9 @@ def model(preset: str, step: float, inside: float, between: float, latency: floa
     parameters = sum(p.numel() for p in build(preset, stages=5).parameters())
     size = parameters * BYTES
     print(f"A model, not a measurement. Preset {preset}: {parameters / 1e6:.1f} M parameters, {size / 1e6:.0f} MB of")
-    print(f"gradients; a step of one GPU takes {step} s, two thirds of it backward; {inside / 1e9:.0f} GB/s inside a")
+    print(f"gradients; a step of one GPU takes {step} s, two thirds of it backward; {inside / 1e9:g} GB/s inside a")
     print(
-        f"node of {GPUS_PER_NODE}, {between / 1e9:.1f} GB/s between nodes, {latency * 1e6:.0f} us per turn of the ring.\n"
+        f"node of {GPUS_PER_NODE}, {between / 1e9:g} GB/s between nodes, {latency * 1e6:.0f} us per turn of the ring.\n"
     )
     print("| GPUs | all-reduce, ms | of ideal, no overlap | of ideal, overlapped with the backward pass |")
     print("| --- | --- | --- | --- |")
