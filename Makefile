@@ -1,6 +1,7 @@
 # make env      builds .venv with everything in it       make test     linters, types and tests
 # make demo     the whole way on made data               make parity   numbers of the public release
 #                                                        make benchmark   time and memory, an hour on two cores
+# make kills    40 kills of a training, each continued
 #
 # Other versions: make env TORCH=torch==2.12.0; another Python: make env PYTHON=python3.12
 SHELL := bash
@@ -21,7 +22,7 @@ STAMP := $(VENV)/installed.stamp
 # of pip's many lines, those that show where it is
 PROGRESS := { grep --line-buffered -E '^ *(Collecting|Downloading|Installing|Successfully)' || true; }
 
-.PHONY: env demo test parity benchmark clean FORCE
+.PHONY: env demo test parity kills benchmark clean FORCE
 
 env: $(STAMP)
 
@@ -61,6 +62,10 @@ benchmark: env
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.report
+
+# make test kills a training four times
+kills: env
+	KILLS=40 $(BIN)/python -m pytest tests/long_trainings/test_kills.py -v -s
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

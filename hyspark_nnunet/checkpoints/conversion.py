@@ -182,8 +182,6 @@ def _to_nnunet(
             "inference_allowed_mirroring_axes": (0, 1, 2),
             "recipe": target.recipe.as_dict(),
             "hyspark": target.description,
-            # the pre-training draws its masks from here on
-            "mask_seed": torch.Generator().seed(),
         },
         out,
     )

@@ -1,6 +1,8 @@
 """Reading and writing checkpoint files: nothing executed on reading, nothing half-written."""
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -66,12 +68,28 @@ def write_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any], pat
         safetensors.torch.save_file(separate, beside, metadata={"format": "pt", **metadata})
 
 
-def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def check_whole(path: str | Path) -> None:
+    """Reads a .pth file to its end and compares the checksums in it, which ``torch.load`` does not.
+
+    Raises:
+        ValueError: the file is truncated or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or damaged: {_first_line(error)}") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: the checksum of its part {damaged} does not fit")
+
+
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint without executing anything in it.
 
     Args:
         path: of the file.
         device: where its tensors go.
+        mmap: read tensors when they are used: quick where only numbers are. For .pth files.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -87,7 +105,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     if _is_safetensors(path):
         return _read_safetensors(path, device)
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it is no checkpoint, or it holds objects that only running its code would restore. "

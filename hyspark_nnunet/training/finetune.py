@@ -5,17 +5,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
+from torch import Tensor, nn
 
 from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
 from hyspark_nnunet.masking import mask_grid, unit_size
+from hyspark_nnunet.training.loader_processes import augmenter
 from hyspark_nnunet.training.optimization import parameter_groups, skip_frozen
-from hyspark_nnunet.training.recipe import FinetuneRecipe, resolve_recipe
+from hyspark_nnunet.training.ranks import world_size
+from hyspark_nnunet.training.recipe import FinetuneRecipe, resolve_recipe, variable_name
 from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
 from hyspark_nnunet.training.trainer import HySparKTrainer
+from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, UnreadableCase, fault_of
+
+# of nnUNetTrainer.train_step
+GRADIENT_CLIP = 12.0
 
 
 class HySparKFinetuneTrainer(HySparKTrainer):
@@ -98,11 +105,11 @@ class HySparKFinetuneTrainer(HySparKTrainer):
         return {"encoder": ", ".join(notes)}
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> ProgressScheduler:
-        recipe, epochs = self.recipe, self.num_epochs
+        recipe, epochs = self.recipe, self.curve_epochs
         curve = partial(warmup_polynomial, warmup_fraction=recipe.warmup_fraction, exponent=recipe.polynomial_exponent)
         return ProgressScheduler(
             optimizer,
-            epochs,
+            self.num_epochs,
             partial(decoder_first, alone_fraction=recipe.decoder_warmup_epochs / epochs, curve=curve),
             # a continued training takes the weight decay of its recipe, not of the checkpoint's optimizer
             lambda progress: self.weight_decay,
@@ -121,6 +128,134 @@ class HySparKFinetuneTrainer(HySparKTrainer):
         strides = encoder_arguments(self.configuration_manager, self.recipe.preset)["strides"]
         return [list(scale) for scale in 1 / np.cumprod(np.vstack(strides), axis=0)][:-1]
 
-    def train_step(self, batch: dict) -> dict:
-        self.advance_schedule()
-        return super().train_step(batch)
+    # --------------------------------------------------------------------------------------------- processes
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """nnU-Net's division of the batch among the processes.
+
+        Raises:
+            ValueError: there are more processes than patches, or the plan has batch_dice and they are not divisible.
+        """
+        super()._set_batch_size_and_oversample()
+        total, processes = self.global_batch_size, world_size()
+        if self.configuration_manager.batch_dice and total % processes:
+            raise ValueError(
+                f"a batch of {total} patches is not divisible among {processes} processes, as nnU-Net's Dice over the "
+                f"whole batch (batch_dice in the plan) needs: set {variable_name('batch_size')} to a multiple of "
+                f"{processes}"
+            )
+
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """The head of the coarsest output, which has no weight in the loss; without deep supervision all but one."""
+        heads = list(self.bare_network.decoder.seg_layers)
+        unused = heads[:1] if self.enable_deep_supervision else heads[:-1]
+        return [parameter for head in unused for parameter in head.parameters()]
+
+    def _build_loss(self) -> nn.Module:
+        """nnU-Net's loss, of several processes the same as of one.
+
+        nnU-Net gives the coarsest output a weight of 1e-6 under DDP, lest its head be without a gradient; here that
+        head does not ask for one (``unused_parameters``).
+        """
+        loss = super()._build_loss()
+        if self.is_ddp and self.enable_deep_supervision:
+            weights = np.array([1 / 2**level for level in range(len(loss.weight_factors))])
+            weights[-1] = 0
+            loss.weight_factors = tuple(weights / weights.sum())
+        return loss
+
+    # -------------------------------------------------------------------------------------------------- data
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's, which draw again where a case cannot be read. Mirrors nnUNetTrainer.get_dataloaders."""
+        patch_size, labels = self.configuration_manager.patch_size, self.label_manager
+        scales = self._get_deep_supervision_scales()
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        targets = {
+            "is_cascaded": self.is_cascaded,
+            "foreground_labels": labels.foreground_labels,
+            "regions": labels.foreground_regions if labels.has_regions else None,
+            "ignore_label": labels.ignore_label,
+        }
+        augmentation = self.get_training_transforms(
+            patch_size,
+            rotation,
+            scales,
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+            **targets,
+        )
+        processes, on_cuda = get_allowed_n_proc_DA(), self.device.type == "cuda"
+        loaders = [
+            RedrawingLoader(
+                dataset,
+                self.batch_size,
+                size,
+                patch_size,
+                labels,
+                oversample_foreground_percent=self.oversample_foreground_percent,
+                probabilistic_oversampling=self.probabilistic_oversampling,
+                transforms=transforms,
+            )
+            for dataset, size, transforms in zip(
+                self.get_tr_and_val_datasets(),
+                (initial_patch_size, patch_size),
+                (augmentation, self.get_validation_transforms(scales, **targets)),
+                strict=True,
+            )
+        ]
+        validating = max(1, processes // 2) if processes else 0
+        return (
+            augmenter(loaders[0], processes, max(6, processes // 2), on_cuda),
+            augmenter(loaders[1], validating, max(3, processes // 4), on_cuda),
+        )
+
+    # -------------------------------------------------------------------------------------------------- steps
+
+    def gradient_clip(self) -> float:
+        return GRADIENT_CLIP
+
+    def batch_loss(self, batch: dict) -> Tensor:
+        image = batch["data"].to(self.device, non_blocking=True)
+        target = batch["target"]
+        if isinstance(target, list):
+            target = [part.to(self.device, non_blocking=True) for part in target]
+        else:
+            target = target.to(self.device, non_blocking=True)
+        with self.autocast():
+            return self.loss(self.network(image), target) * self.loss_share
+
+    def judge_epoch(self) -> bool:
+        """As nnU-Net judges: by the moving average of the Dice."""
+        dice = self.logger.get_value("dice_per_class_or_region", step=-1)
+        self.print_to_log_file("Pseudo dice", [np.round(value, decimals=4) for value in dice])
+        average = self.logger.get_value("ema_fg_dice", step=-1)
+        if self._best_ema is not None and not average > self._best_ema:
+            return False
+        self._best_ema = float(average)
+        self.print_to_log_file(f"Yayy! New best EMA pseudo Dice: {np.round(average, decimals=4)}")
+        return True
+
+    def picture_epoch(self, done: int) -> None:
+        self.logger.plot_progress_png(self.output_folder)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's; where it stops at a case that cannot be read, the error names it.
+
+        Raises:
+            UnreadableCase: the files of a case are damaged.
+        """
+        try:
+            super().perform_actual_validation(save_probabilities)
+        except Exception as error:
+            keys = list(self.do_split()[1])
+            dataset = self.dataset_class(
+                self.preprocessed_dataset_folder, keys, self.folder_with_segs_from_previous_stage
+            )
+            for key in keys:
+                if (fault := fault_of(dataset, key)) is not None:
+                    raise UnreadableCase(f"{fault}; preprocess again, then repeat with --val") from error
+            raise

@@ -52,7 +52,8 @@ class HeldOutPatches:
         for index, batch in enumerate(drawn):
             image = batch["data"].pin_memory() if pin_memory else batch["data"]
             visible = fixed_mask(index, len(image), grid, mask_ratio)
-            self.batches.append({"data": image, "visible": visible, "keys": list(batch["keys"])})
+            kept = {"data": image, "visible": visible, "keys": list(batch["keys"])}
+            self.batches.append({**kept, "unreadable": batch.get("unreadable", {})})
         self._position = 0
 
     def restart(self) -> None:

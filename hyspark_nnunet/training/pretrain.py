@@ -1,25 +1,20 @@
 """Self-supervised pre-training on preprocessed nnU-Net data sets."""
 
 import json
-import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from time import time
 from typing import Any
 
 import numpy as np
 import torch
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
@@ -31,11 +26,13 @@ from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible,
 from hyspark_nnunet.training.case_reconstruction import reconstruct_case
 from hyspark_nnunet.training.held_out import HeldOutPatches
 from hyspark_nnunet.training.image_only import without_labels
+from hyspark_nnunet.training.loader_processes import augmenter
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.precision import autocast_dtype
 from hyspark_nnunet.training.recipe import PretrainRecipe, resolve_recipe
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
 from hyspark_nnunet.training.trainer import HySparKTrainer
+from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, fault_of
 from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities
 
 # what remains of nnU-Net's augmentation without the recipe's intensity_augmentation
@@ -78,8 +75,6 @@ class HySparKPretrainTrainer(HySparKTrainer):
         self.unit = unit_size(encoder_arguments(self.configuration_manager, self.recipe.preset)["strides"])
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
-        self.mask_generator = torch.Generator()
-        self.mask_seed = self.mask_generator.seed() if self.recipe.seed is None else self.recipe.seed
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         if settings.previous_stage_name is not None:
@@ -154,8 +149,8 @@ class HySparKPretrainTrainer(HySparKTrainer):
         if self.fold == "all":
             self.print_to_log_file("Fold 'all' trains on every case: the validation loss is that of training cases.")
 
-        def loader(dataset: Any, initial_size: Any, transforms: BasicTransform | None) -> nnUNetDataLoader:
-            made = nnUNetDataLoader(
+        def loader(dataset: Any, initial_size: Any, transforms: BasicTransform | None) -> RedrawingLoader:
+            made = RedrawingLoader(
                 dataset,
                 self.batch_size,
                 initial_size,
@@ -179,53 +174,25 @@ class HySparKPretrainTrainer(HySparKTrainer):
         )
         training_loader = loader(dataset_tr, initial_patch_size, transforms)
         processes = get_allowed_n_proc_DA()
-        if processes == 0:
-            return SingleThreadedAugmenter(training_loader, None), held_out
-        augmenter = NonDetMultiThreadedAugmenter(
-            data_loader=training_loader,
-            transform=None,
-            num_processes=processes,
-            num_cached=max(6, processes // 2),
-            seeds=None,
-            pin_memory=self.device.type == "cuda",
-            wait_time=0.002,
-        )
-        _ = next(augmenter)  # starts the processes
-        return augmenter, held_out
+        return augmenter(training_loader, processes, max(6, processes // 2), self.device.type == "cuda"), held_out
 
     # -------------------------------------------------------------------------------------------------- steps
 
-    def _autocast(self) -> Any:
-        return dummy_context() if self.autocast_dtype is None else torch.autocast("cuda", self.autocast_dtype)
+    def autocast(self) -> Any:
+        return nullcontext() if self.autocast_dtype is None else torch.autocast("cuda", self.autocast_dtype)
 
     def _loss_of(self, image: Tensor, visible: Tensor) -> Tensor:
-        with self._autocast():
+        with self.autocast():
             reconstruction = self.network(image, visible, self.num_visible)
         return self.loss(reconstruction, image, visible)
 
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        # by epoch and rank: a continued training draws the masks it would have drawn, every rank its own
-        seed = self.mask_seed + 1_000_003 * self.current_epoch + 7_919 * self.local_rank
-        self.mask_generator.manual_seed(seed % 2**63)
+    def gradient_clip(self) -> float:
+        return self.recipe.gradient_clip
 
-    def train_step(self, batch: dict) -> dict:
-        self.advance_schedule()
+    def batch_loss(self, batch: dict) -> Tensor:
         image = batch["data"].to(self.device, non_blocking=True)
         visible = sample_visible(len(image), self.grid, self.recipe.mask_ratio, self.mask_generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss_of(image, visible.to(self.device, non_blocking=True))
-        if self.grad_scaler is None:
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
-            self.optimizer.step()
-        else:
-            self.grad_scaler.scale(loss).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-        return {"loss": loss.detach().cpu().numpy()}
+        return self._loss_of(image, visible.to(self.device, non_blocking=True)) * self.loss_share
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -237,49 +204,30 @@ class HySparKPretrainTrainer(HySparKTrainer):
         return {"loss": self._loss_of(image, visible).cpu().numpy()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        losses = self.gather([output["loss"] for output in val_outputs])
+        losses = self.gather([output["loss"] * self.loss_share for output in val_outputs])
         self.logger.log("val_losses", np.mean(losses), self.current_epoch)
 
-    def on_epoch_end(self) -> None:
-        """Logs, checkpoints and pictures; the best checkpoint is that of the lowest validation loss.
+    def judge_epoch(self) -> bool:
+        """The best checkpoint is that of the lowest validation loss; nnU-Net judges by a Dice."""
+        val_loss = self.logger.get_value("val_losses", step=-1)
+        # nnU-Net's field for the best value so far, which its checkpoints carry
+        if not np.isfinite(val_loss) or (self._best_ema is not None and val_loss >= self._best_ema):
+            return False
+        self._best_ema = float(val_loss)
+        self.print_to_log_file(f"New best validation loss: {np.round(val_loss, decimals=4)}")
+        return True
 
-        Mirrors nnUNetTrainer.on_epoch_end, which judges by a Dice that pre-training does not have.
-        """
-        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
-        train_loss, val_loss, start, end = (
-            self.logger.get_value(key, step=-1)
-            for key in ("train_losses", "val_losses", "epoch_start_timestamps", "epoch_end_timestamps")
-        )
-        self.print_to_log_file("train_loss", np.round(train_loss, decimals=4))
-        self.print_to_log_file("val_loss", np.round(val_loss, decimals=4))
-        self.print_to_log_file(f"Epoch time: {np.round(end - start, decimals=2)} s")
-
-        # nnU-Net's field for the best value so far, which its checkpoints carry: here the lowest validation loss
-        if np.isfinite(val_loss) and (self._best_ema is None or val_loss < self._best_ema):
-            self._best_ema = float(val_loss)
-            self.print_to_log_file(f"New best validation loss: {np.round(val_loss, decimals=4)}")
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
-        done, last = self.current_epoch + 1, self.current_epoch + 1 == self.num_epochs
-        if done % self.save_every == 0 and not last:
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
-        if self.local_rank == 0:
-            progress_picture(self.logger.get_value, Path(self.output_folder) / "progress.png")
-            if done == 1 or last or done % self.recipe.picture_every == 0:
-                self._picture_held_out(Path(self.output_folder) / "reconstructions" / f"epoch_{done:04d}.png", done)
-        self.current_epoch += 1
-
-    def extra_state(self) -> dict[str, Any]:
-        return {"mask_seed": self.mask_seed}
-
-    def restore_extra_state(self, checkpoint: dict[str, Any]) -> None:
-        self.mask_seed = checkpoint["mask_seed"]
+    def picture_epoch(self, done: int) -> None:
+        progress_picture(self.logger.get_value, Path(self.output_folder) / "progress.png")
+        if done in (1, self.num_epochs) or done % self.recipe.picture_every == 0:
+            self._picture_held_out(Path(self.output_folder) / "reconstructions" / f"epoch_{done:04d}.png", done)
 
     # ------------------------------------------------------------------------------------------------ results
 
     @torch.no_grad()
     def _reconstruct(self, image: Tensor, visible: Tensor) -> Tensor:
         """Standardised reconstruction (C, *spatial) of one patch, float32 on the CPU."""
-        with self._autocast():
+        with self.autocast():
             reconstruction = self.bare_network(
                 image[None].to(self.device), visible[None].to(self.device), self.num_visible
             )
@@ -315,6 +263,9 @@ class HySparKPretrainTrainer(HySparKTrainer):
         dataset = self.dataset_class(self.preprocessed_dataset_folder, keys)
         results = []
         for key in keys:
+            if (fault := fault_of(dataset, key)) is not None:
+                self.print_to_log_file(f"WARNING: {fault}. It is left out.")
+                continue
             data, _, _, _ = dataset.load_case(key)
             case = reconstruct_case(
                 torch.from_numpy(np.asarray(data[:], dtype=np.float32)),

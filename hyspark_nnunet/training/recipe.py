@@ -107,7 +107,29 @@ class Recipe:
         AT_LEAST_ONE,
         unit="patches",
         source=NNUNET,
-        meaning="patches per step over all GPUs; none: as the plan says",
+        meaning="patches per batch over all GPUs; none: as the plan says",
+    )
+    gradient_accumulation: int = documented(
+        1,
+        AT_LEAST_ONE,
+        unit="batches",
+        source=OURS,
+        meaning="batches whose mean gradient makes one step: a batch that many times as large",
+    )
+    max_nonfinite_steps: int = documented(
+        20,
+        NOT_NEGATIVE,
+        unit="steps in a row",
+        source=OURS,
+        meaning="steps with a loss that is not finite are skipped; more than these in a row end the training",
+    )
+    seed: int | None = documented(
+        None,
+        SEED,
+        unit="number",
+        source=OURS,
+        meaning="of initial weights, crops, augmentation and masks (crops and augmentation: with nnUNet_n_proc_DA=0); "
+        "none: from the clock",
     )
     activation_checkpointing: str = documented(
         "light",
@@ -220,9 +242,6 @@ class PretrainRecipe(Recipe):
         4, NOT_NEGATIVE, unit="cases", source=OURS, meaning="held-out cases whose reconstruction is pictured"
     )
     picture_every: int = documented(50, AT_LEAST_ONE, unit="epochs", source=OURS, meaning="epochs between two pictures")
-    seed: int | None = documented(
-        None, SEED, unit="number", source=OURS, meaning="seed of the training masks; none: from the clock"
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,6 +6,7 @@ continued goes on where it was, and shorter trainings run through the same curve
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -95,10 +96,19 @@ def _after(progress: float, warmup_fraction: float) -> float:
     return (progress - warmup_fraction) / (1 - warmup_fraction)
 
 
+def _progress(epoch: float, num_epochs: int, anchor_epoch: float, anchor_progress: float) -> float:
+    """Progress that is ``anchor_progress`` at the anchor and 1 at the end, a line between."""
+    if num_epochs <= anchor_epoch:
+        return 1.0
+    part = (epoch - anchor_epoch) / (num_epochs - anchor_epoch)
+    return anchor_progress + (1 - anchor_progress) * min(max(part, 0.0), 1.0)
+
+
 class ProgressScheduler:
     """Sets learning rate and weight decay for a fractional epoch; takes the place of nnU-Net's PolyLRScheduler.
 
-    What it sets depends on the epoch alone: it has no state to save, and a training continues on its curve.
+    What it sets depends on the epoch alone, as long as the training keeps its length. Where a continued training has
+    another (``continue_from``), the rest of the curve is stretched over the epochs that are left: no value jumps.
 
     Args:
         optimizer: each group's learning rate is its peak, kept as ``group["initial_lr"]`` like PyTorch's schedulers do.
@@ -124,6 +134,8 @@ class ProgressScheduler:
             raise ValueError(f"num_epochs is {num_epochs}, but a schedule needs at least 1 epoch")
         self.optimizer = optimizer
         self.num_epochs = num_epochs
+        # epoch and progress from which on progress runs evenly to 1
+        self.anchor = (0.0, 0.0)
         self.lr_factor = lr_factor
         self.weight_decay = weight_decay
         self.encoder_factor = encoder_factor
@@ -133,9 +145,23 @@ class ProgressScheduler:
         self.encoder = [group.get("part") == "encoder" for group in optimizer.param_groups]
         self.step(0)
 
+    def progress(self, epoch: float) -> float:
+        """Part of the curve that lies behind this epoch, in [0, 1]."""
+        return _progress(epoch, self.num_epochs, *self.anchor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``continue_from`` needs: numbers only."""
+        return {"num_epochs": self.num_epochs, "anchor": list(self.anchor)}
+
+    def continue_from(self, state: dict[str, Any], epoch: float) -> None:
+        """Goes on at ``epoch`` of a training whose scheduler had this ``state_dict``, at the progress it had there."""
+        earlier = (float(state["anchor"][0]), float(state["anchor"][1]))
+        same_length = state["num_epochs"] == self.num_epochs
+        self.anchor = earlier if same_length else (epoch, _progress(epoch, state["num_epochs"], *earlier))
+
     def step(self, epoch: float) -> None:
         """Sets the groups' values for this epoch; 2.5 is the middle of the third."""
-        progress = min(max(epoch / self.num_epochs, 0.0), 1.0)
+        progress = self.progress(epoch)
         factor = self.lr_factor(progress)
         encoder_factor = 1.0 if self.encoder_factor is None else self.encoder_factor(progress)
         kept = zip(self.optimizer.param_groups, self.initial_lrs, self.decays, self.encoder, strict=True)

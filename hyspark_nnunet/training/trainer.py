@@ -2,45 +2,34 @@
 
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from nnunetv2.run import run_training
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
 from hyspark_nnunet.architectures.from_plans import check_supported
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.checkpoints.description import describe_network
-from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically
-from hyspark_nnunet.checkpoints.transfer import differences, transfer_weights
+from hyspark_nnunet.checkpoints.storage import read_weights
+from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.training.cpu_allocator import keep_freed_memory
+from hyspark_nnunet.training.distributed import DistributedTraining
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
-from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe, resolve_recipe, save_recipe, variable_name
+from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe, resolve_recipe, variable_name
+from hyspark_nnunet.training.saving import NETWORK_FIELDS
 from hyspark_nnunet.training.schedules import ProgressScheduler
 
-# recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
-NETWORK_FIELDS = ("preset", "decoder_width")
-# of a checkpoint's description, what its weights' shapes and the strides between them follow from
-SIZES = (
-    "input_channels",
-    "n_stages",
-    "features_per_stage",
-    "kernel_sizes",
-    "strides",
-    "n_blocks_per_stage",
-    "expansion_per_stage",
-    "vit_n_blocks",
-)
 
-
-class HySparKTrainer(nnUNetTrainer):
+class HySparKTrainer(DistributedTraining):
     """nnU-Net's trainer with a recipe, AdamW on a schedule, and checkpoints that are written whole or not at all.
 
     Args:
@@ -80,9 +69,7 @@ class HySparKTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.recipe.num_val_iterations_per_epoch
         self.oversample_foreground_percent = self.recipe.oversample_foreground_percent
         self.save_every = self.recipe.save_every
-        self._iteration_in_epoch = 0
-        self._started_from: str | None = None
-        self._may_overwrite = False
+        self.curve_epochs = self.num_epochs
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         """Refuses what this trainer cannot train, before anything is written.
@@ -94,25 +81,46 @@ class HySparKTrainer(nnUNetTrainer):
     # ------------------------------------------------------------------------------------------------ network
 
     def initialize(self) -> None:
-        """Builds network, optimizer and loss, as nnU-Net does, once the recipe is part of the plans."""
-        if not self.was_initialized:
-            self._check_preprocessed()
-            self._check_same_network_as_other_folds()
-            self._write_recipe_to_plans()
-        super().initialize()
-        set_recomputation(self.bare_network, self.recipe.activation_checkpointing)
+        """Builds network, optimizer and loss, once the recipe is part of the plans.
+
+        Mirrors nnUNetTrainer.initialize, whose DDP is for the GPUs of one machine.
+
+        Raises:
+            RuntimeError: it was called before.
+        """
+        if self.was_initialized:
+            raise RuntimeError("initialize was called twice: a trainer builds its network once")
+        self._check_preprocessed()
+        self._check_same_network_as_other_folds()
+        self._write_recipe_to_plans()
+        self._set_batch_size_and_oversample()
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        if self.recipe.seed is not None:
+            torch.manual_seed(self.recipe.seed)
+        self.network = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        ).to(self.device)
+        set_recomputation(self.network, self.recipe.activation_checkpointing)
         if self.device.type == "cpu":
             keep_freed_memory()
+        if self._do_i_compile():
+            self.print_to_log_file("Using torch.compile...")
+            self.network = torch.compile(self.network)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.is_ddp:
+            self.distribute_network()
+        self.loss = self._build_loss()
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        self.was_initialized = True
+        self.logger.update_config({"hparas": {**self.recipe.as_dict(), "batch_size": self.global_batch_size}})
         self._route_pretrained_weights()
         self.print_to_log_file(f"\nRecipe of {type(self).__name__}:\n{self.recipe.describe()}\n", add_timestamp=False)
-
-    @property
-    def bare_network(self) -> nn.Module:
-        """The network without the wrappers of DDP and torch.compile."""
-        network = self.network
-        if isinstance(network, DistributedDataParallel):
-            network = network.module
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def describe_network(self) -> dict[str, Any]:
         """What a checkpoint says of its network, for people and for messages."""
@@ -184,126 +192,39 @@ class HySparKTrainer(nnUNetTrainer):
         """What the log says of the groups of a part, "encoder" or "decoder"."""
         return {}
 
-    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> ProgressScheduler:
-        """The schedule of learning rate and weight decay."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which schedule it trains with")
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self._iteration_in_epoch = 0
+    def autocast(self) -> Any:
+        """Half precision where nnU-Net takes it: on CUDA."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
     def advance_schedule(self) -> None:
         """Sets the learning rate of this iteration; nnU-Net sets it once an epoch, too coarse for a warm-up."""
         self.lr_scheduler.step(self.current_epoch + self._iteration_in_epoch / self.num_iterations_per_epoch)
-        self._iteration_in_epoch += 1
 
-    # -------------------------------------------------------------------------------------------- checkpoints
+    # ----------------------------------------------------------------------------------------------------- start
 
     def on_train_start(self) -> None:
-        """As nnU-Net's; saves the recipe, too."""
+        """Loads data, writes plans and recipe. Mirrors nnUNetTrainer.on_train_start; here rank 0 alone writes."""
         if not self.was_initialized:
             self.initialize()
-        if self.local_rank == 0:
-            save_recipe(self.recipe, Path(self.output_folder) / "recipe.json")
         if self._started_from is None:
             self.print_to_log_file("No -pretrained_weights given: training from random weights.")
-        super().on_train_start()
-
-    def _set_aside_earlier_checkpoints(self) -> None:
-        """A training that does not continue (--c) would overwrite them: hours of somebody's work.
-
-        Not before there is a new one to write: till then, whoever forgot --c can stop and continue.
-        """
-        earlier = sorted(Path(self.output_folder).glob("checkpoint_*.pth"))
-        already, self._may_overwrite = self._may_overwrite, True
-        if not earlier or already:
-            return
-        aside = Path(self.output_folder) / f"earlier_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        aside.mkdir()
-        for file in earlier:
-            file.rename(aside / file.name)
-        self.print_to_log_file(
-            f"This folder holds checkpoints of an earlier training. They are kept in {aside}. (To continue it: --c)"
-        )
-
-    def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint with the recipe and a description of the network; tensors, numbers and strings only."""
-        if self.local_rank != 0:
-            return
-        if self.disable_checkpointing:
-            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
-        checkpoint = {
-            "network_weights": self.bare_network.state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-            "logging": self.logger.get_checkpoint(),
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch + 1,
-            "init_args": self.my_init_kwargs,
-            "trainer_name": type(self).__name__,
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            "recipe": self.recipe.as_dict(),
-            "hyspark": self.describe_network(),
-            **self.extra_state(),
-        }
-        self._set_aside_earlier_checkpoints()
-        write_atomically(checkpoint, filename)
-
-    def extra_state(self) -> dict[str, Any]:
-        """What a trainer adds to its checkpoints."""
-        return {}
-
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Continues from, or validates, a checkpoint of this trainer.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is no whole checkpoint, or its network has another preset.
-        """
-        if not self.was_initialized:
-            self.initialize()
-        checkpoint = filename_or_checkpoint
-        if isinstance(checkpoint, str):
-            checkpoint = read_checkpoint(checkpoint, self.device)
-        trained, here = checkpoint.get("recipe", {}), self.recipe.as_dict()
-        for name in NETWORK_FIELDS:
-            if name in here and name in trained and trained[name] != here[name]:
-                raise ValueError(
-                    f"the checkpoint was trained with {name} {trained[name]}, but the recipe says {here[name]}; "
-                    f"set {variable_name(name)}={trained[name]}"
-                )
-        sizes = {key: value for key, value in self.describe_network().items() if key in SIZES}
-        differing = differences(checkpoint.get("hyspark", {}), sizes)
-        if differing:
-            raise ValueError("the checkpoint does not fit the plan as it is now:\n" + "\n".join(differing))
-        self._check_same_groups(checkpoint)
-        # not by nnU-Net's load_checkpoint: it executes what a file asks for, and fails where it is given a dictionary
-        self.bare_network.load_state_dict(checkpoint["network_weights"])
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self.current_epoch = checkpoint["current_epoch"]
-        self._best_ema = checkpoint["_best_ema"]
-        self.my_init_kwargs = checkpoint["init_args"]
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        self._started_from, self._may_overwrite = "checkpoint", True
-        self.restore_extra_state(checkpoint)
-
-    def _check_same_groups(self, checkpoint: dict[str, Any]) -> None:
-        """PyTorch's own message on other groups does not say what to do."""
-        trained = [group.get("name") for group in checkpoint["optimizer_state"]["param_groups"]]
-        here = [group.get("name") for group in self.optimizer.param_groups]
-        if trained != here:
-            raise ValueError(
-                f"the checkpoint was trained with the parameter groups {', '.join(map(str, trained))}, but this recipe "
-                f"makes {', '.join(map(str, here))}: set layer_decay, encoder_hold_epochs and decoder_warmup_epochs as "
-                "they were (the checkpoint's recipe: hyspark_nnunet checkpoint inspect)"
+        self.make_split_in_turn()
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        self.set_deep_supervision_enabled(self.enable_deep_supervision)
+        self.print_plans()
+        empty_cache(self.device)
+        if self.local_rank == 0:
+            self.dataset_class.unpack_dataset(
+                self.preprocessed_dataset_folder,
+                overwrite_existing=False,
+                num_processes=max(1, round(get_allowed_n_proc_DA() // 2)),
+                verify=True,
             )
-
-    def restore_extra_state(self, checkpoint: dict[str, Any]) -> None:
-        """The other side of ``extra_state``."""
+            self.write_files_beside()
+            self.plot_network_architecture()
+            self._save_debug_information()
+        if self.is_ddp:
+            dist.barrier()
 
     # --------------------------------------------------------------------------------------- pretrained weights
 
@@ -347,13 +268,3 @@ class HySparKTrainer(nnUNetTrainer):
         self.print_to_log_file(f"\nWeights from {path} ({weights.origin}):\n{report.table()}\n", add_timestamp=False)
         if self.local_rank == 0:
             report.save(Path(self.output_folder) / "pretrained_weights_report.json", path)
-
-    # ---------------------------------------------------------------------------------------------------- ranks
-
-    def gather(self, values: list[Any]) -> list[Any]:
-        """The lists of all ranks, joined."""
-        if not self.is_ddp:
-            return values
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, values)
-        return [value for part in parts for value in part]

@@ -5,6 +5,7 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -76,11 +77,44 @@ def test_masks_differ_between_steps_epochs_and_ranks_and_repeat_when_continued(t
     assert not torch.equal(first[0], first[1])
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(second, other_rank, strict=True))
-    state = trainer.extra_state()
-    trainer.mask_seed = 99
-    trainer.restore_extra_state(state)
     trainer.logger.local_logger.my_fantastic_logging["lrs"].pop()
     assert all(torch.equal(a, b) for a, b in zip(masks(1), second, strict=True))
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(trainer: HySparKPretrainTrainer) -> None:
+    """Three batches, float64, BatchNorm in eval."""
+    trainer.on_train_epoch_start()
+    trainer.network.double().eval()
+    generator = torch.Generator().manual_seed(2)
+    batches = [{"data": torch.randn(2, 1, 16, 16, 16, generator=generator).double()} for _ in range(3)]
+    state = trainer.mask_generator.get_state()
+    joint = copy.deepcopy(trainer.network)
+    masks = torch.cat([sample_visible(2, trainer.grid, 0.75, trainer.mask_generator) for _ in batches])
+    images = torch.cat([batch["data"] for batch in batches])
+    loss = reconstruction_loss(joint(images, masks, trainer.num_visible), images, masks)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(joint.parameters(), trainer.recipe.gradient_clip)
+    trainer.mask_generator.set_state(state)
+    assert trainer.train_step(*batches)["loss"] == pytest.approx(float(loss), rel=1e-6)
+    for (name, one), (_, other) in zip(joint.named_parameters(), trainer.network.named_parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-8, atol=1e-10, msg=name)
+
+
+def test_a_step_that_is_not_finite_leaves_nothing_behind(trainer: HySparKPretrainTrainer) -> None:
+    """Also where only the second of two batches is not: neither weights nor moments nor BatchNorm's statistics."""
+    trainer.on_train_epoch_start()
+    trainer.train_step({"data": smooth_patches()})
+    before = copy.deepcopy((trainer.network.state_dict(), trainer.optimizer.state_dict()["state"]))
+    broken = {"data": smooth_patches().index_fill(0, torch.tensor(1), float("nan")), "keys": ["a", "b"]}
+    for skipped in (1, 2):
+        assert np.isnan(trainer.train_step({"data": smooth_patches(), "keys": ["c", "d"]}, broken)["loss"])
+        assert trainer._nonfinite_in_row == skipped
+    for name, tensor in trainer.network.state_dict().items():
+        assert torch.equal(tensor, before[0][name]), name
+    for number, moments in trainer.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(moments[name], before[1][number][name]) for name in moments)
+    trainer.train_step({"data": smooth_patches()})
+    assert trainer._nonfinite_in_row == 0
 
 
 @pytest.mark.parametrize("dummy_2d", [False, True])

@@ -29,6 +29,9 @@ COMMON = {
     "save_every": 50,
     "batch_size": None,
     "activation_checkpointing": "light",
+    "gradient_accumulation": 1,
+    "max_nonfinite_steps": 20,
+    "seed": None,
     "initial_lr": 1e-4,
     "weight_decay": 0.04,
     "oversample_foreground_percent": 0.33,
@@ -43,7 +46,6 @@ PRETRAIN = {
     "intensity_augmentation": False,
     "num_pictures": 4,
     "picture_every": 50,
-    "seed": None,
 }
 FINETUNE = {
     "warmup_fraction": 0.05,

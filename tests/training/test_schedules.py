@@ -147,3 +147,46 @@ class TestProgressScheduler:
     def test_refuses_a_training_without_epochs(self):
         with pytest.raises(ValueError, match="num_epochs is 0, but a schedule needs at least 1 epoch"):
             ProgressScheduler(optimizer((1e-4, 0.0)), 0, lambda progress: 1.0)
+
+
+class TestContinuing:
+    """The learning rate where a training is continued with another number of epochs."""
+
+    def scheduler(self, num_epochs: int) -> ProgressScheduler:
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=1e-3, weight_decay=0.04)
+        curve, decay = partial(warmup_cosine, warmup_fraction=0.4), partial(cosine_between, start=0.04, end=0.2)
+        return ProgressScheduler(optimizer, num_epochs, curve, decay)
+
+    def values(self, scheduler: ProgressScheduler, epoch: float) -> tuple[float, float]:
+        scheduler.step(epoch)
+        group = scheduler.optimizer.param_groups[0]
+        return group["lr"], group["weight_decay"]
+
+    def test_with_the_same_number_nothing_changes(self):
+        first, again = self.scheduler(10), self.scheduler(10)
+        again.continue_from(first.state_dict(), 3.5)
+        assert [self.values(again, e / 4) for e in range(41)] == [self.values(first, e / 4) for e in range(41)]
+
+    @pytest.mark.parametrize("epoch", [0, 2.5, 4, 7.25, 10])
+    def test_with_more_it_does_not_jump_and_ends_where_it_would_have(self, epoch):
+        first, more, still_more = self.scheduler(10), self.scheduler(30), self.scheduler(50)
+        more.continue_from(first.state_dict(), epoch)
+        assert self.values(more, epoch) == pytest.approx(self.values(first, epoch), rel=1e-12)
+        assert self.values(more, 30) == pytest.approx(self.values(first, 10))
+        # and once again
+        still_more.continue_from(more.state_dict(), 20)
+        assert self.values(still_more, 20) == pytest.approx(self.values(more, 20), rel=1e-12)
+        rates = [self.values(still_more, 20 + e / 100)[0] for e in range(3001)]
+        # a warm-up stretched over 20 times the epochs of this one is the steepest there is
+        assert max(abs(a - b) for a, b in zip(rates[1:], rates[:-1], strict=True)) < 1e-3 / 400
+
+    def test_with_fewer_it_reaches_its_end_earlier(self):
+        first, fewer = self.scheduler(10), self.scheduler(6)
+        fewer.continue_from(first.state_dict(), 5)
+        assert self.values(fewer, 5) == pytest.approx(self.values(first, 5))
+        assert self.values(fewer, 6) == pytest.approx(self.values(first, 10))
+
+    def test_beyond_the_end_it_stays_at_its_end(self):
+        first, fewer = self.scheduler(10), self.scheduler(6)
+        fewer.continue_from(first.state_dict(), 8)
+        assert self.values(fewer, 8) == pytest.approx(self.values(first, 10))

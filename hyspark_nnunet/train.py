@@ -1,0 +1,64 @@
+"""nnUNetv2_train for torchrun: the same arguments, on any number of GPUs and machines.
+
+    torchrun --nnodes 2 --nproc_per_node 8 ... -m hyspark_nnunet.train 60 3d_fullres all -tr HySparKPretrainTrainer
+
+NCCL on CUDA, gloo on the CPU. Without torchrun it is nnUNetv2_train itself.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from nnunetv2.run.run_training import run_training_entry
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from hyspark_nnunet.training.distributed import DistributedTraining
+from hyspark_nnunet.training.ranks import from_torchrun, number_on_machine
+
+# how long a process waits for another, which may be writing a checkpoint or validating the largest case; a process
+# that ends is noticed by torchrun at once
+PATIENCE = timedelta(hours=1)
+
+
+def main() -> None:
+    """Runs nnU-Net's command on the command line, as one of torchrun's processes where this is one."""
+    if not from_torchrun():
+        run_training_entry()
+        return
+    device, trainer, num_gpus = launch_arguments(sys.argv[1:])
+    if num_gpus > 1:
+        sys.exit(f"-num_gpus {num_gpus}: torchrun's --nproc_per_node says how many processes train; leave it out")
+    if not issubclass(recursive_find_trainer_class_by_name(trainer), DistributedTraining):
+        sys.exit(f"-tr {trainer}: only HySparK's trainers train with torchrun; nnUNetv2_train -num_gpus trains others")
+    if device == "cuda":
+        if number_on_machine() >= torch.cuda.device_count():
+            sys.exit(
+                f"process {number_on_machine()} of this machine finds {torch.cuda.device_count()} GPUs: start at most "
+                "that many (--nproc_per_node), or train with -device cpu"
+            )
+        torch.cuda.set_device(number_on_machine())
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        run_training_entry()
+    finally:
+        dist.destroy_process_group()
+
+
+def launch_arguments(argv: Sequence[str]) -> tuple[str, str, int]:
+    """Of nnUNetv2_train's arguments, those the launch depends on: device, trainer, number of GPUs.
+
+    nnU-Net's own parser, which lies inside its command, reads all of them again.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-device", default="cuda")
+    parser.add_argument("-tr", default="nnUNetTrainer")
+    parser.add_argument("-num_gpus", type=int, default=1)
+    known, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    return known.device, known.tr, known.num_gpus
+
+
+if __name__ == "__main__":
+    main()

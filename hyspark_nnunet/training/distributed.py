@@ -1,0 +1,101 @@
+"""Training by several processes: the batch divided among them, the network wrapped for them."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from hyspark_nnunet.training.ranks import (
+    device_of_process,
+    every_rank,
+    number_on_machine,
+    processes_on_machine,
+    world_size,
+)
+from hyspark_nnunet.training.recipe import variable_name
+from hyspark_nnunet.training.saving import SavedTraining
+
+
+class DistributedTraining(SavedTraining):
+    """The training of one process, or of one of many; nnU-Net's DDP is for the GPUs of one machine."""
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:
+            # nnU-Net takes it that DDP means CUDA, and the global rank for the number of the GPU
+            self.device = device_of_process(device)
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            else:
+                self.grad_scaler = None
+                # nnU-Net gives every process all processors
+                torch.set_num_threads(max(1, torch.get_num_threads() // processes_on_machine()))
+
+    @property
+    def global_batch_size(self) -> int:
+        """Patches of a batch over all processes."""
+        return self.configuration_manager.batch_size
+
+    @property
+    def loss_share(self) -> float:
+        """Factor on the loss of this process with which DDP's mean over processes is the mean over the joint batch.
+
+        1 where all processes have as many patches.
+        """
+        return 1.0 if not self.is_ddp else world_size() * self.batch_size / self.global_batch_size
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """nnU-Net's division of the batch among the processes.
+
+        Raises:
+            ValueError: there are more processes than patches.
+        """
+        if self.is_ddp and self.global_batch_size < world_size():
+            raise ValueError(
+                f"a batch of {self.global_batch_size} patches cannot be divided among {world_size()} processes: set "
+                f"{variable_name('batch_size')} to {world_size()} or more, or start fewer"
+            )
+        super()._set_batch_size_and_oversample()
+
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the network that no loss depends on."""
+        return []
+
+    def distribute_network(self) -> None:
+        """Wraps the network by DDP without its search for unused parameters, once the optimizer knows it."""
+        for parameter in self.unused_parameters():
+            # DDP would wait for its gradient; the optimizer passes over what has none, as in a single process
+            parameter.requires_grad_(False)
+        on_cuda = self.device.type == "cuda"
+        if on_cuda:
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.network = DistributedDataParallel(self.network, device_ids=[self.device.index] if on_cuda else None)
+        self.print_to_log_file(
+            f"{world_size()} processes over {dist.get_backend()}; batch of {self.global_batch_size} patches, "
+            f"{self.batch_size} of them on rank {self.local_rank}, on {self.device}"
+        )
+        if not on_cuda and any(isinstance(module, _BatchNorm) for module in self.network.modules()):
+            self.print_to_log_file(
+                "BatchNorm is not synchronised, PyTorch does that on CUDA only: every process normalises by its own "
+                "part of the batch."
+            )
+
+    def make_split_in_turn(self) -> None:
+        """Lets one process at a time write splits_final.json where it is missing: the others would read half of it.
+
+        Rank 0 first, then the first process of each machine, in case it has preprocessed data of its own.
+        """
+        if not self.is_ddp or self.fold == "all":
+            return
+        mine = 0 if self.local_rank == 0 else 1 if number_on_machine() == 0 else 2
+        for turn in range(3):
+            if turn == mine:
+                self.do_split()
+            dist.barrier()
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The lists of all ranks, joined."""
+        return [value for part in every_rank(values) for value in part]

@@ -1,0 +1,270 @@
+"""nnU-Net's training loop, which can be ended after any step and taken up there."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
+
+from hyspark_nnunet.training.continuing import BEST, FINAL, LATEST, PREVIOUS
+from hyspark_nnunet.training.randomness import generator_states, restore_generators, seed_generators
+from hyspark_nnunet.training.ranks import any_rank, every_rank, from_torchrun, of_first_rank, world_size
+from hyspark_nnunet.training.recipe import Recipe
+from hyspark_nnunet.training.signals import StopRequest, command_to_continue, leave_on_signal
+from hyspark_nnunet.training.stepping import NonFiniteLoss, take_step
+
+VALIDATION_LEFT = f"The training is done, {FINAL} is written. For the validation alone: the same command with --val"
+
+
+class TrainingLoop(nnUNetTrainer):
+    """The order of a training: epochs, steps, what happens between them, and where it ends before its time.
+
+    What an epoch draws follows from seed, epoch and rank; what an interrupted epoch has done is in the checkpoint.
+    """
+
+    recipe: Recipe
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.mask_generator = torch.Generator()
+        self.seed = of_first_rank(self.mask_generator.seed()) if self.recipe.seed is None else self.recipe.seed
+        self.stop = StopRequest()
+        self._iteration_in_epoch = 0
+        self._nonfinite_in_row = 0
+        self._skipped_in_epoch = 0
+        self._known_unreadable: set[str] = set()
+        # what the steps of this epoch gave
+        self._train_outputs: list[dict] = []
+        # of an interrupted epoch, from its checkpoint
+        self._inside_epoch: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------------------ what a trainer says of itself
+
+    def batch_loss(self, batch: dict) -> Tensor:
+        """Forward and loss of a batch."""
+        raise NotImplementedError
+
+    def gradient_clip(self) -> float:
+        """Gradients of a larger L2 norm are scaled down to it."""
+        raise NotImplementedError
+
+    def advance_schedule(self) -> None:
+        """Sets the learning rate of this step."""
+        raise NotImplementedError
+
+    def write_checkpoint(self, filename: str, epochs_done: int, inside_epoch: dict[str, Any] | None = None) -> None:
+        """Writes a checkpoint of ``epochs_done`` whole epochs and maybe a part of the next; by rank 0.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        raise NotImplementedError
+
+    def judge_epoch(self) -> bool:
+        """Logs what validation says of an epoch; is it the best so far?"""
+        raise NotImplementedError
+
+    def picture_epoch(self, done: int) -> None:
+        """Draws the pictures that are due after ``done`` epochs; on rank 0."""
+        raise NotImplementedError
+
+    # ----------------------------------------------------------------------------------------------------- loop
+
+    def run_training(self) -> None:
+        """Trains to the end, or until SIGTERM or SIGUSR1: then a checkpoint is written and the process exits with 0.
+
+        Mirrors nnUNetTrainer.run_training.
+        """
+        with self.stop:
+            self.on_train_start()
+            while self.current_epoch < self.num_epochs:
+                self.on_epoch_start()
+                self.on_train_epoch_start()
+                self._take_up_epoch()
+                self._train_epoch()
+                self.on_train_epoch_end(self._train_outputs)
+                with torch.no_grad():
+                    self.on_validation_epoch_start()
+                    self.on_validation_epoch_end(self._validate_epoch())
+                self.on_epoch_end()
+            self.on_train_end()
+        if any_rank(self.stop.signal is not None, self.device):
+            print(VALIDATION_LEFT)
+            sys.exit(0)
+        leave_on_signal(VALIDATION_LEFT)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._iteration_in_epoch = self._skipped_in_epoch = 0
+        seed_generators(self.seed, self.current_epoch, self.local_rank, self.mask_generator)
+
+    def _take_up_epoch(self) -> None:
+        """Goes to where an interrupted epoch was; to the start of others."""
+        inside, self._inside_epoch, self._train_outputs = self._inside_epoch, None, []
+        if inside is None:
+            return
+        self._iteration_in_epoch = inside["iterations"]
+        states = inside["ranks"]
+        if len(states) == world_size():
+            state = states[self.local_rank]
+            losses = state["losses"]
+            restore_generators(state["generators"], self.mask_generator)
+        else:
+            self.print_to_log_file(
+                f"The checkpoint is of {len(states)} processes, not {world_size()}: crops and masks are "
+                "others from here on."
+            )
+            losses = np.mean([state["losses"] for state in states], axis=0).tolist()
+        self.print_to_log_file(f"Continuing after {self._iteration_in_epoch} steps of this epoch")
+        self._train_outputs = [{"loss": loss} for loss in losses]
+
+    def _train_epoch(self) -> None:
+        while self._iteration_in_epoch < self.num_iterations_per_epoch:
+            before = self._state_of_rank()
+            batches = [self._draw(self.dataloader_train) for _ in range(self.recipe.gradient_accumulation)]
+            self._stop_if_asked(before)
+            self._train_outputs.append(self.train_step(*batches))
+
+    def _validate_epoch(self) -> list[dict]:
+        before = self._state_of_rank()
+        outputs = []
+        for _ in range(self.num_val_iterations_per_epoch):
+            batch = self._draw(self.dataloader_val)
+            self._stop_if_asked(before)
+            outputs.append(self.validation_step(batch))
+        return outputs
+
+    def _draw(self, loader: Iterator[dict]) -> dict:
+        """The next batch; logs, once, the cases that could not be read."""
+        try:
+            batch = next(loader)
+        except RuntimeError:
+            # a queue that signals all processes of a job ends the loader processes, too: no batch is needed any more
+            if self.stop.signal is None:
+                raise
+            return {}
+        for case, fault in batch.get("unreadable", {}).items():
+            if case not in self._known_unreadable:
+                self._known_unreadable.add(case)
+                self.print_to_log_file(f"WARNING: {fault}. Other cases are drawn in its place.")
+        return batch
+
+    # ----------------------------------------------------------------------------------------------------- steps
+
+    def train_step(self, *batches: dict) -> dict:
+        """One step of the optimiser, by the mean gradient of the batches.
+
+        Raises:
+            NonFiniteLoss: too many steps in a row had a loss that is not finite; names the cases.
+        """
+        self.advance_schedule()
+        self._iteration_in_epoch += 1
+        losses, taken = take_step(
+            self.network, self.optimizer, self.grad_scaler, self.batch_loss, batches, self.gradient_clip()
+        )
+        if taken:
+            self._nonfinite_in_row = 0
+            return {"loss": float(np.mean(losses))}
+        self._nonfinite_in_row += 1
+        self._skipped_in_epoch += 1
+        cases = sorted({str(case) for part in every_rank(_cases(batches)) for case in part})
+        text = (
+            f"loss or gradient of step {self._iteration_in_epoch} of epoch {self.current_epoch} is not finite; "
+            f"cases of the batch: {', '.join(cases) or 'unknown'}"
+        )
+        if self._nonfinite_in_row > self.recipe.max_nonfinite_steps:
+            self._end_of_nonfinite(text)
+        self.print_to_log_file(f"WARNING: {text}. The step is skipped.")
+        return {"loss": float("nan")}
+
+    def _end_of_nonfinite(self, text: str) -> None:
+        # the step of this loss gave no output yet
+        self._train_outputs.append({"loss": float("nan")})
+        self._write_inside_epoch(self._state_of_rank())
+        raise NonFiniteLoss(
+            f"{text}. It was so in {self._nonfinite_in_row} steps in a row, more than max_nonfinite_steps "
+            f"{self.recipe.max_nonfinite_steps}. {LATEST} holds the weights before them, {PREVIOUS} those of the "
+            "last save before. Look at the cases (NaN voxels?), or lower the learning rate; then continue with --c"
+        )
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Mirrors nnUNetTrainer.on_train_epoch_end, without the steps that were skipped."""
+        losses = [loss for part in every_rank([output["loss"] for output in train_outputs]) for loss in part]
+        finite = [loss for loss in losses if np.isfinite(loss)]
+        self.logger.log("train_losses", float(np.mean(finite)) if finite else float("nan"), self.current_epoch)
+        if self._skipped_in_epoch:
+            self.print_to_log_file(f"{self._skipped_in_epoch} steps of this epoch were skipped, see above.")
+
+    def on_epoch_end(self) -> None:
+        """Logs, checkpoints and pictures. Mirrors nnUNetTrainer.on_epoch_end.
+
+        nnU-Net writes the latest checkpoint before it knows whether the epoch was the best: a training continued from
+        it would judge by another value.
+        """
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        train_loss, val_loss, start, end = (
+            self.logger.get_value(key, step=-1)
+            for key in ("train_losses", "val_losses", "epoch_start_timestamps", "epoch_end_timestamps")
+        )
+        self.print_to_log_file("train_loss", np.round(train_loss, decimals=4))
+        self.print_to_log_file("val_loss", np.round(val_loss, decimals=4))
+        best = self.judge_epoch()
+        self.print_to_log_file(f"Epoch time: {np.round(end - start, decimals=2)} s")
+        done = self.current_epoch + 1
+        due = (BEST, best), (LATEST, done % self.save_every == 0 and done != self.num_epochs)
+        for name in (name for name, is_due in due if is_due):
+            with self.going_on_without(name):
+                self.write_checkpoint(str(Path(self.output_folder, name)), done)
+        if self.local_rank == 0:
+            with self.going_on_without("pictures"):
+                self.picture_epoch(done)
+        self.current_epoch += 1
+
+    @contextmanager
+    def going_on_without(self, what: str) -> Iterator[None]:
+        """Logs what cannot be written now, and goes on: the next checkpoint or picture may find room again."""
+        try:
+            yield
+        except OSError as error:
+            self.print_to_log_file(f"WARNING: {what} not written: {error}. The training goes on.")
+
+    # -------------------------------------------------------------------------------------------- interruption
+
+    def _state_of_rank(self) -> dict[str, Any]:
+        """What a checkpoint inside an epoch holds of this process."""
+        losses = [output["loss"] for output in self._train_outputs]
+        return {"losses": losses, "generators": generator_states(self.mask_generator)}
+
+    def _write_inside_epoch(self, state: dict[str, Any]) -> None:
+        inside = {"iterations": self._iteration_in_epoch, "ranks": every_rank(state)}
+        self.write_checkpoint(str(Path(self.output_folder, LATEST)), self.current_epoch, inside)
+
+    def _stop_if_asked(self, state: dict[str, Any]) -> None:
+        """Ends the process in order, where any of the processes got a signal.
+
+        Args:
+            state: of this process before the batch was drawn that is dropped now.
+        """
+        if not any_rank(self.stop.signal is not None, self.device):
+            return
+        self._write_inside_epoch(state)
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if hasattr(loader, "_finish"):
+                loader._finish()
+        if self.local_rank == 0:
+            self.print_to_log_file(
+                f"Ended on {self.stop.signal or 'the signal of another process'} in epoch {self.current_epoch} after "
+                f"{self._iteration_in_epoch} of {self.num_iterations_per_epoch} steps. To continue: "
+                f"{command_to_continue(sys.argv, from_torchrun())}"
+            )
+        sys.exit(0)
+
+
+def _cases(batches: tuple[dict, ...]) -> list[str]:
+    return [str(case) for batch in batches for case in batch.get("keys", [])]

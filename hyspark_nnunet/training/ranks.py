@@ -1,0 +1,71 @@
+"""Which of a training's processes this is, and what they decide together.
+
+nnU-Net's trainer calls its global rank ``local_rank`` and takes its GPU by it, which is right on one machine. Here the
+global rank (the trainer's ``local_rank``) says who writes files and who draws which crops and masks; the number on the
+machine says which GPU.
+"""
+
+import os
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def from_torchrun() -> bool:
+    """Was this process started by torchrun, or by anything else that sets its variables?"""
+    return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+
+
+def is_distributed() -> bool:
+    """Is this process one of several that train together?"""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def number_on_machine() -> int:
+    """torchrun's LOCAL_RANK; without torchrun (``nnUNetv2_train -num_gpus``) all processes are on one machine."""
+    return int(os.environ["LOCAL_RANK"]) if from_torchrun() else dist.get_rank()
+
+
+def processes_on_machine() -> int:
+    """torchrun's LOCAL_WORLD_SIZE, or the number of all processes."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def device_of_process(device: torch.device) -> torch.device:
+    """The device of this process among those of the kind that was asked for."""
+    return torch.device(device.type, number_on_machine()) if device.type == "cuda" else torch.device(device.type)
+
+
+def any_rank(here: bool, device: torch.device) -> bool:
+    """Is it so in any of the processes? All must ask; all get the same answer."""
+    if not is_distributed():
+        return here
+    flag = torch.tensor(float(here), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def every_rank(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def of_first_rank(value: T) -> T:
+    """The value of rank 0."""
+    if not is_distributed():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

@@ -1,0 +1,248 @@
+"""What a training leaves on the disk: checkpoints that are whole or not there, and the files beside them."""
+
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from hyspark_nnunet.checkpoints.storage import read_checkpoint, write_atomically
+from hyspark_nnunet.checkpoints.transfer import differences
+from hyspark_nnunet.training.continuing import LATEST, PREVIOUS, keep_as_previous, newest_whole, progress_of
+from hyspark_nnunet.training.loop import TrainingLoop
+from hyspark_nnunet.training.ranks import of_first_rank
+from hyspark_nnunet.training.recipe import save_recipe, variable_name
+
+# recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
+NETWORK_FIELDS = ("preset", "decoder_width")
+# of a checkpoint's description, what its weights' shapes and the strides between them follow from
+SIZES = (
+    "input_channels",
+    "n_stages",
+    "features_per_stage",
+    "kernel_sizes",
+    "strides",
+    "n_blocks_per_stage",
+    "expansion_per_stage",
+    "vit_n_blocks",
+)
+
+
+class SavedTraining(TrainingLoop):
+    """The loop with its checkpoints: written whole, the last two kept, the newest whole one continued."""
+
+    network: Any
+    was_initialized: bool
+
+    def __init__(self, plans: dict, *args: Any, **kwargs: Any) -> None:
+        # of --c; nnU-Net takes it out of the plans
+        self._continue = bool(plans.get("continue_training", False))
+        super().__init__(plans, *args, **kwargs)
+        # epochs for which the learning-rate curve was drawn first
+        self.curve_epochs = self.num_epochs
+        self._started_from: str | None = None
+        self._may_overwrite = False
+        self._latest_is_whole = False
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def describe_network(self) -> dict[str, Any]:
+        """What a checkpoint says of its network, for people and for messages."""
+        raise NotImplementedError
+
+    def build_scheduler(self, optimizer: Any) -> Any:
+        """The schedule of learning rate and weight decay."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which schedule it trains with")
+
+    # ------------------------------------------------------------------------------------------------- writing
+
+    def write_files_beside(self) -> None:
+        """What prediction and people need beside the checkpoints."""
+        save_recipe(self.recipe, Path(self.output_folder) / "recipe.json")
+        base = Path(self.output_folder_base)
+        save_json(self.plans_manager.plans, str(base / "plans.json"), sort_keys=False)
+        save_json(self.dataset_json, str(base / "dataset.json"), sort_keys=False)
+        fingerprint = Path(self.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
+        shutil.copyfile(fingerprint, base / fingerprint.name)
+
+    def print_to_log_file(self, *args: Any, **kwargs: Any) -> None:
+        """nnU-Net's; makes the results folder anew where somebody removed it under the training."""
+        folder = Path(self.output_folder)
+        if self.local_rank == 0 and self.was_initialized and not folder.is_dir():
+            try:
+                folder.mkdir(parents=True)
+                self.write_files_beside()
+            except OSError as error:
+                print(f"WARNING: the results folder {folder} is gone, and cannot be made anew: {error}")
+            else:
+                super().print_to_log_file(
+                    f"WARNING: the results folder {folder} was gone, and is made anew. The training goes on; earlier "
+                    "checkpoints and logs are lost if nobody moved them."
+                )
+        super().print_to_log_file(*args, **kwargs)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's hook, called when an epoch is done but not yet counted."""
+        self.write_checkpoint(filename, self.current_epoch + 1)
+
+    def write_checkpoint(self, filename: str, epochs_done: int, inside_epoch: dict[str, Any] | None = None) -> None:
+        """nnU-Net's checkpoint, with all that going on exactly needs; tensors, numbers and strings only."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        # what an unfinished epoch has logged is logged again
+        logging = {key: values[:epochs_done] for key, values in self.logger.get_checkpoint().items()}
+        checkpoint = {
+            "network_weights": self.bare_network.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+            "logging": logging,
+            "_best_ema": self._best_ema,
+            "current_epoch": epochs_done,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "recipe": self.recipe.as_dict(),
+            "hyspark": self.describe_network(),
+            "seed": self.seed,
+            "schedule": {"curve_epochs": self.curve_epochs, **self.lr_scheduler.state_dict()},
+            "inside_epoch": inside_epoch,
+        }
+        path = Path(filename)
+        try:
+            self._set_aside_earlier_checkpoints()
+            if path.name == LATEST and self._latest_is_whole and path.is_file():
+                keep_as_previous(path)
+            write_atomically(checkpoint, path)
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+            raise OSError(f"{path} cannot be written ({_reason(error, path.parent)})") from error
+        self._latest_is_whole = self._latest_is_whole or path.name == LATEST
+
+    def _set_aside_earlier_checkpoints(self) -> None:
+        """A training that does not continue (--c) would overwrite them: hours of somebody's work.
+
+        Not before there is a new one to write: till then, whoever forgot --c can stop and continue.
+        """
+        earlier = sorted(Path(self.output_folder).glob("checkpoint_*.pth"))
+        already, self._may_overwrite = self._may_overwrite, True
+        if not earlier or already:
+            return
+        aside = Path(self.output_folder) / f"earlier_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        aside.mkdir()
+        for file in earlier:
+            file.rename(aside / file.name)
+        self.print_to_log_file(
+            f"This folder holds checkpoints of an earlier training. They are kept in {aside}. (To continue it: --c)"
+        )
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.local_rank == 0:
+            Path(self.output_folder, PREVIOUS).unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Continues from, or validates, a checkpoint of this trainer.
+
+        With --c the newest whole checkpoint of the folder is taken, whichever nnU-Net names.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no whole checkpoint, or its network has another preset.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = filename_or_checkpoint
+        if isinstance(checkpoint, str):
+            checkpoint = read_checkpoint(self._choose(Path(checkpoint)), self.device)
+        trained, here = checkpoint.get("recipe", {}), self.recipe.as_dict()
+        for name in NETWORK_FIELDS:
+            if name in here and name in trained and trained[name] != here[name]:
+                raise ValueError(
+                    f"the checkpoint was trained with {name} {trained[name]}, but the recipe says {here[name]}; "
+                    f"set {variable_name(name)}={trained[name]}"
+                )
+        sizes = {key: value for key, value in self.describe_network().items() if key in SIZES}
+        differing = differences(checkpoint.get("hyspark", {}), sizes)
+        if differing:
+            raise ValueError("the checkpoint does not fit the plan as it is now:\n" + "\n".join(differing))
+        self._check_same_groups(checkpoint)
+        # not by nnU-Net's load_checkpoint: it executes what a file asks for, and fails where it is given a dictionary
+        self.bare_network.load_state_dict(checkpoint["network_weights"])
+        self._continue_schedule(checkpoint)
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self.current_epoch = checkpoint["current_epoch"]
+        self._inside_epoch = checkpoint.get("inside_epoch")
+        self.seed = checkpoint.get("seed", self.seed)
+        self._best_ema = checkpoint["_best_ema"]
+        self.my_init_kwargs = checkpoint["init_args"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        self._started_from, self._may_overwrite = "checkpoint", True
+
+    def _choose(self, named: Path) -> Path:
+        """The file to load where nnU-Net names this one."""
+        going_on, self._continue = self._continue, False
+        if not going_on or named.parent != Path(self.output_folder):
+            return named
+        # one process decides: 64 need not read every file, and must not disagree
+        choice: tuple[Path, list[str]] = (named, [])
+        if self.local_rank == 0:
+            for half_written in named.parent.glob(".checkpoint_*.tmp"):  # of a training that was killed
+                half_written.unlink(missing_ok=True)
+            choice = newest_whole(named.parent)
+        path, faults = of_first_rank(choice)
+        for fault in faults:
+            self.print_to_log_file(f"WARNING: {fault}. It is passed over.")
+        self.print_to_log_file(f"Continuing from {path}")
+        self._latest_is_whole = path.name == LATEST
+        return path
+
+    def _continue_schedule(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on at the learning rate that was reached, also where num_epochs is another now."""
+        state = checkpoint.get("schedule")
+        if state is None:
+            return
+        epochs, steps = progress_of(checkpoint)
+        self.curve_epochs = state["curve_epochs"]
+        self.lr_scheduler = self.build_scheduler(self.optimizer)
+        self.lr_scheduler.continue_from(state, epochs + steps / self.num_iterations_per_epoch)
+        if state["num_epochs"] != self.num_epochs:
+            self.print_to_log_file(
+                f"num_epochs was {state['num_epochs']} and is {self.num_epochs}: what was left of the learning rate's "
+                f"curve, from {self.lr_scheduler.progress(epochs):.0%} on, is stretched over the epochs that are left."
+            )
+
+    def _check_same_groups(self, checkpoint: dict[str, Any]) -> None:
+        """PyTorch's own message on other groups does not say what to do."""
+        trained = [group.get("name") for group in checkpoint["optimizer_state"]["param_groups"]]
+        here = [group.get("name") for group in self.optimizer.param_groups]
+        if trained != here:
+            raise ValueError(
+                f"the checkpoint was trained with the parameter groups {', '.join(map(str, trained))}, but this recipe "
+                f"makes {', '.join(map(str, here))}: set layer_decay, encoder_hold_epochs and decoder_warmup_epochs as "
+                "they were (the checkpoint's recipe: hyspark_nnunet checkpoint inspect)"
+            )
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    try:
+        return f"{lines[0]}; {shutil.disk_usage(folder).free / 1e6:,.0f} MB free in {folder}"
+    except OSError:
+        return lines[0]

@@ -1,0 +1,115 @@
+"""The trainers with a record of every step, and with incidents; nnU-Net finds them through nnUNet_extTrainer.
+
+RECORD: file that gets a JSON line per step. INCIDENT: "what@epoch.step" with what a signal's name or "remove", which
+removes the results folder.
+"""
+
+import copy
+import json
+import os
+import shutil
+import signal
+
+import nnunetv2.training.loss.dice as dice
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from hyspark_nnunet.masking import sample_visible
+from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
+from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+
+
+class Recording:
+    def train_step(self, *batches: dict) -> dict:
+        what, _, moment = os.environ.get("INCIDENT", "").partition("@")
+        if moment == f"{self.current_epoch}.{self._iteration_in_epoch}":
+            if what == "remove":
+                shutil.rmtree(self.output_folder_base)
+            elif self.local_rank in (0, int(os.environ.get("INCIDENT_RANK", "0"))):
+                os.kill(os.getpid(), getattr(signal, what))
+        taken = super().train_step(*batches)
+        self.record(loss=taken["loss"], cases=[str(case) for batch in batches for case in batch["keys"]])
+        return taken
+
+    def record(self, **values) -> None:
+        where = {"epoch": self.current_epoch, "step": self._iteration_in_epoch, "rank": self.local_rank}
+        with open(f"{os.environ['RECORD']}.{self.local_rank}", "a") as file:
+            file.write(json.dumps(where | values | {"lr": self.optimizer.param_groups[0]["lr"]}) + "\n")
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.is_ddp:
+            batch = next(self.dataloader_train)
+            self.record(gradients_differ_by=self.difference_from_one_process(batch))
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        parameters = torch.cat([p.detach().flatten() for p in self.bare_network.parameters()])
+        torch.save(parameters, f"{os.environ['RECORD']}.{self.local_rank}.pt")
+
+    def difference_from_one_process(self, batch: dict) -> float:
+        """Largest difference of DDP's gradients from those of one process with the joint batch, relative to the
+        largest gradient of each parameter; float64, BatchNorm in eval. The trainer's own loss of a batch."""
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, batch)
+        kept = self.network, self.loss, self.batch_size, self.is_ddp
+        bare = copy.deepcopy(self.bare_network).double().eval()
+        here, alone = copy.deepcopy(bare), copy.deepcopy(bare)
+        self.network = DistributedDataParallel(here)
+        self.mask_generator.manual_seed(self.local_rank)
+        self.batch_loss(_double(batch)).backward()
+
+        self.network, self.batch_size, self.is_ddp = alone, self.global_batch_size, False
+        self.loss = self._build_loss()
+        self.joint_loss([_double(part) for part in parts]).backward()
+        self.network, self.loss, self.batch_size, self.is_ddp = kept
+
+        differences = []
+        for (name, one), (_, other) in zip(alone.named_parameters(), here.named_parameters(), strict=True):
+            if one.grad is None:
+                assert other.grad is None, name
+                continue
+            # a bias before a BatchNorm in eval has a gradient; none is zero in theory
+            scale = max(float(one.grad.abs().max()), 1e-12)
+            differences.append(float((one.grad - other.grad).abs().max()) / scale)
+        return max(differences)
+
+
+def _double(batch: dict) -> dict:
+    return batch | {"data": batch["data"].double()}
+
+
+class RecordingPretrainTrainer(Recording, HySparKPretrainTrainer):
+    def joint_loss(self, parts: list[dict]) -> torch.Tensor:
+        """As one process computes it, with the masks that the ranks drew."""
+        masks = []
+        for rank, part in enumerate(parts):
+            generator = torch.Generator().manual_seed(rank)
+            masks.append(sample_visible(len(part["data"]), self.grid, self.recipe.mask_ratio, generator))
+        return self._loss_of(torch.cat([part["data"] for part in parts]), torch.cat(masks))
+
+
+class RecordingFinetuneTrainer(Recording, HySparKFinetuneTrainer):
+    def on_train_start(self) -> None:
+        # nnU-Net's Dice sums in float32 whatever it is given; in float64 the comparison is sharp
+        kept, dice.torch = dice.torch, _Float64Torch()
+        try:
+            super().on_train_start()
+        finally:
+            dice.torch = kept
+
+    def joint_loss(self, parts: list[dict]) -> torch.Tensor:
+        targets = [part["target"] for part in parts]
+        joint = {
+            "data": torch.cat([part["data"] for part in parts]),
+            "target": [torch.cat(level) for level in zip(*targets, strict=True)],
+        }
+        return self.batch_loss(joint)
+
+
+class _Float64Torch:
+    float32 = torch.float64
+
+    def __getattr__(self, name: str):
+        return getattr(torch, name)

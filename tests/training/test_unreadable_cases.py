@@ -1,0 +1,79 @@
+"""Cases that cannot be read are named and replaced by other draws; other errors stay errors."""
+
+import numpy as np
+import pytest
+
+from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, UnreadableCase, fault_of
+
+
+class Array(np.ndarray):
+    """Voxels that are read when they are asked for, and cannot be."""
+
+    def __getitem__(self, item):
+        raise RuntimeError("Error while getting the slice")
+
+
+class Dataset:
+    source_folder = "preprocessed"
+
+    def __init__(self, damaged: set[str], missing: set[str] = frozenset()) -> None:
+        self.identifiers = ["a", "b", "c"]
+        self.damaged, self.missing = damaged, missing
+
+    def load_case(self, identifier: str):
+        if identifier in self.missing:
+            raise FileNotFoundError(f"{identifier}.b2nd")
+        voxels = np.full((1, 8, 8, 8), ord(identifier), dtype=np.float32)
+        damaged = voxels.view(Array) if identifier in self.damaged else voxels
+        return damaged, np.zeros((1, 8, 8, 8), np.int16), None, {"class_locations": {}}
+
+
+class Labels:
+    all_labels, has_ignore_label = [1], False
+
+
+def loader(dataset: Dataset, transforms=None) -> RedrawingLoader:
+    return RedrawingLoader(dataset, 2, (8, 8, 8), (8, 8, 8), Labels(), transforms=transforms)
+
+
+def test_others_are_drawn() -> None:
+    made = loader(Dataset({"b"}))
+    batches = [next(made) for _ in range(20)]
+    assert {str(key) for batch in batches for key in batch["keys"]} == {"a", "c"}
+    for batch in batches:
+        assert [chr(int(image.mean())) for image in batch["data"]] == list(batch["keys"])
+    assert batches[-1]["unreadable"] == {
+        "b": "case b: its image in preprocessed cannot be read (RuntimeError: Error while getting the slice)"
+    }
+
+
+def test_what_is_drawn_does_not_depend_on_what_failed_before() -> None:
+    """A continued training knows nothing of failures before it."""
+    made = loader(Dataset({"b"}))
+    for _ in range(10):
+        next(made)
+    np.random.seed(1)
+    later = [list(next(made)["keys"]) for _ in range(10)]
+    np.random.seed(1)
+    fresh = loader(Dataset({"b"}))
+    assert later == [list(next(fresh)["keys"]) for _ in range(10)]
+
+
+def test_no_case_is_left() -> None:
+    with pytest.raises(UnreadableCase, match="none of the 3 cases can be read; preprocess again. First: case "):
+        next(loader(Dataset({"a", "b"}, missing={"c"})))
+
+
+def test_an_error_that_is_not_of_the_files() -> None:
+    def broken(**_):
+        raise ValueError("of a transform")
+
+    with pytest.raises(ValueError, match="of a transform"):
+        next(loader(Dataset(set()), broken))
+
+
+def test_what_is_wrong_with_a_case() -> None:
+    assert fault_of(Dataset(set()), "a") is None
+    assert "its files in preprocessed cannot be read (FileNotFoundError: a.b2nd)" in fault_of(
+        Dataset(set(), {"a"}), "a"
+    )
