@@ -83,6 +83,27 @@ def check_supported(configuration: ConfigurationManager, name: str) -> None:
         )
 
 
+def check_preset(configuration: ConfigurationManager, preset: str) -> None:
+    """Refuses a preset that is not the one of a plan's own architecture: the plan says the sizes then.
+
+    Args:
+        configuration: of a plan.
+        preset: of the recipe.
+
+    Raises:
+        ValueError: the plan names HySparKUNet with the widths of another preset.
+    """
+    if configuration.network_arch_class_name != OWN_ARCHITECTURE:
+        return
+    widths = tuple(configuration.network_arch_init_kwargs["features_per_stage"])
+    named = [name for name, sizes in PRESETS.items() if sizes.features_per_stage[: len(widths)] == widths]
+    if named and preset not in named:
+        raise ValueError(
+            f"the plan names HySparKUNet with the stages {widths} of preset {named[0]}, but the recipe says preset "
+            f"{preset}: plan again with hyspark_nnunet plan -preset {preset}, or set HYSPARK_PRESET={named[0]}"
+        )
+
+
 def encoder_arguments(configuration: ConfigurationManager, preset: str) -> dict[str, Any]:
     """Plan-shaped arguments that both networks share.
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from hyspark_nnunet.architectures.from_plans import check_supported
+from hyspark_nnunet.architectures.from_plans import check_preset, check_supported
 from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically
 from hyspark_nnunet.checkpoints.transfer import differences, transfer_weights
@@ -68,6 +68,7 @@ class HySparKTrainer(nnUNetTrainer):
         settings = PlansManager(plans).get_configuration(configuration)
         self.recipe = resolve_recipe(self.recipe_class, settings.configuration.get("hyspark"))
         check_supported(settings, configuration)
+        check_preset(settings, self.recipe.preset)
         self.check_configuration(settings, configuration)
 
         super().__init__(plans, configuration, fold, dataset_json, device)
