@@ -81,7 +81,7 @@ class TestReconstructionPicture:
         image, visible, reconstruction = example()
         hidden = np.kron(~visible[0].numpy(), np.ones(UNIT, dtype=bool))
         low, high = np.percentile(image.numpy(), (0.5, 99.5))
-        rows = visualisation._panels(image, visible, reconstruction, (5.0, 1.0, 2.0), 0)
+        rows = list(visualisation._panels(image, visible, reconstruction, (5.0, 1.0, 2.0), 0).values())
         for axis, row in enumerate(rows):
             covered = np.take(hidden, row.place, axis)
             assert covered.any()
@@ -110,7 +110,7 @@ class TestReconstructionPicture:
         assert share_of(read(nothing_hidden), HIDDEN_COLOUR) == 0
         everything = tmp_path / "hidden.png"
         reconstruction_picture(image, torch.zeros_like(visible), reconstruction, everything, spacing=(2.0, 1.0, 1.0))
-        rows = visualisation._panels(image, visible, reconstruction, (2.0, 1.0, 1.0), 0)
+        rows = list(visualisation._panels(image, visible, reconstruction, (2.0, 1.0, 1.0), 0).values())
         hidden = np.average(
             [np.isfinite(row.error).mean() for row in rows],
             weights=[row.input.shape[0] * row.aspect / row.input.shape[1] for row in rows],

@@ -66,23 +66,6 @@ def n_stages_taken(strides: Sequence[Sequence[int]]) -> int:
     return max(taken, 2)
 
 
-def check_supported(configuration: ConfigurationManager, name: str) -> None:
-    """Refuses configurations that HySparK does not train.
-
-    Args:
-        configuration: of a plan.
-        name: of the configuration.
-
-    Raises:
-        ValueError: a 2d configuration.
-    """
-    if len(configuration.patch_size) != 3:
-        raise ValueError(
-            f"configuration '{name}' has the {len(configuration.patch_size)}d patch size "
-            f"{tuple(configuration.patch_size)}: HySparK trains 3d configurations (3d_fullres, 3d_lowres)"
-        )
-
-
 def check_preset(configuration: ConfigurationManager, preset: str) -> None:
     """Refuses a preset that is not the one of a plan's own architecture: the plan says the sizes then.
 

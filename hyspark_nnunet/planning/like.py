@@ -47,7 +47,8 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
 
     From the other plans: target spacing, patch size, strides and kernels, the order of the axes, resampling: so a
     voxel, a mask unit and a stage mean the same size in both data sets, which is what makes the weights fit. From the
-    data set itself: normalisation by its own channels, intensity statistics of its own fingerprint, batch sizes, reader.
+    data set itself: normalisation by its own channels, intensity statistics of its own fingerprint, batch sizes and
+    reader.
 
     Args:
         planner: for the data set to plan for.

@@ -79,7 +79,7 @@ class HySparKPlanner(ExperimentPlanner):
             return f"nnUNetPlans_{configuration_name}"
         return super().generate_data_identifier(configuration_name)
 
-    def static_estimate_VRAM_usage(  # type: ignore[override]  # nnU-Net calls it on self
+    def static_estimate_VRAM_usage(  # static in nnU-Net, which calls it on self
         self,
         patch_size: Sequence[int],
         input_channels: int,

@@ -15,7 +15,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from hyspark_nnunet.architectures.from_plans import check_preset, check_supported
+from hyspark_nnunet.architectures.from_plans import check_preset
 from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically
 from hyspark_nnunet.checkpoints.transfer import differences, transfer_weights
@@ -43,7 +43,7 @@ class HySparKTrainer(nnUNetTrainer):
 
     Args:
         plans: of nnU-Net; the configuration may carry a "hyspark" section (see ``recipe``).
-        configuration: name of a 3d configuration.
+        configuration: name of a configuration.
         fold: 0 to 4, or "all".
         dataset_json: of the data set.
         device: where to train.
@@ -67,7 +67,6 @@ class HySparKTrainer(nnUNetTrainer):
         # before nnU-Net makes a folder or a log file
         settings = PlansManager(plans).get_configuration(configuration)
         self.recipe = resolve_recipe(self.recipe_class, settings.configuration.get("hyspark"))
-        check_supported(settings, configuration)
         check_preset(settings, self.recipe.preset)
         self.check_configuration(settings, configuration)
 
