@@ -172,12 +172,17 @@ def reconstruction_pictures(
     _save(figure, path, dpi=110)
 
 
-def progress_picture(log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Sequence[Any]], path: Path | str) -> None:
-    """Writes reconstruction loss, learning rate and duration over the epochs as one PNG.
+def progress_picture(
+    log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Sequence[Any]],
+    path: Path | str,
+    probe: Sequence[float] | None = None,
+) -> None:
+    """Writes reconstruction loss, learning rate, duration and, where there is one, the probe's Dice over the epochs.
 
     Args:
         log: the lists of nnU-Net's local logger by name, as in a checkpoint's "logging"; or the logger's ``get_value``.
             Lists of unequal length (an epoch that is not over) are cut to the shortest.
+        probe: Dice of the linear probe by epoch, NaN where it was not asked; None: there is no probe.
         path: of the PNG; replaced as a whole.
     """
 
@@ -186,8 +191,9 @@ def progress_picture(log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Seq
         length = min(len(values) for values in found)
         return [np.array(values[:length], dtype=np.float64) for values in found]
 
-    figure = _figure(13, 3.9)
-    losses, rates, durations = figure.subplots(1, 3)
+    n_panels = 3 if probe is None else 4
+    figure = _figure(13 / 3 * n_panels, 3.9)
+    losses, rates, durations, *more = figure.subplots(1, n_panels)
     train, validation = lists("train_losses", "val_losses")
     _curve(losses, train, "training", "#8c96a8")
     _curve(losses, validation, "validation, fixed patches and masks", "#c8553d")
@@ -204,7 +210,12 @@ def progress_picture(log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Seq
     _curve(durations, end - start, "duration", "#3a7d44")
     durations.set_title("duration of an epoch, s")
     durations.set_ylim(bottom=0)
-    for axes in (losses, rates, durations):
+    if probe is not None:
+        scores = np.array(probe, dtype=np.float64)
+        asked = np.flatnonzero(np.isfinite(scores))
+        more[0].plot(asked + 1, scores[asked], color="#7a4f9a", marker="o", markersize=3.5)
+        more[0].set_title("Dice of a linear head on the frozen encoder")
+    for axes in (losses, rates, durations, *more):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -117,18 +117,21 @@ def segmentation_bytes(
         network: a network for ``nnUNetTrainer`` on the device "meta", with or without deep supervision.
         batch_size, input_channels, patch_size, mixed_precision: as in ``pretraining_bytes``.
     """
-    options = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    of_a_level = DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss)
 
     def loss(network: nn.Module) -> Tensor:
         image = torch.empty(batch_size, input_channels, *patch_size)
         with _precision(mixed_precision):
-            logits = network(image)
-            levels = logits if isinstance(logits, list) else [logits]
-            losses = [of_a_level(level, level.new_empty(batch_size, 1, *level.shape[2:])) for level in levels]
-        return torch.stack(losses).sum()
+            return of_nnunets_loss(network(image))
 
     return step_bytes(network, loss)
+
+
+def of_nnunets_loss(logits: Tensor | list[Tensor]) -> Tensor:
+    """nnU-Net's Dice and cross-entropy against background alone, summed over the levels of deep supervision."""
+    options = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    loss = DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    levels = logits if isinstance(logits, list) else [logits]
+    return torch.stack([loss(level, level.new_zeros(len(level), 1, *level.shape[2:])) for level in levels]).sum()
 
 
 def step_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:

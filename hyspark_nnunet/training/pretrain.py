@@ -1,6 +1,7 @@
 """Self-supervised pre-training on preprocessed nnU-Net data sets."""
 
 import json
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible,
 from hyspark_nnunet.training.case_reconstruction import reconstruct_case
 from hyspark_nnunet.training.held_out import HeldOutPatches
 from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.probe import LinearProbe, divided, has_labels
 from hyspark_nnunet.training.recipe import PretrainRecipe, resolve_recipe
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
 from hyspark_nnunet.training.trainer import HySparKTrainer
@@ -44,6 +46,7 @@ SPATIAL_TRANSFORMS = (
     MirrorTransform,
     MaskImageTransform,
 )
+PROBE_KEY = "probe_dice"  # in nnU-Net's log
 
 
 def without_intensity_changes(transforms: ComposeTransforms) -> ComposeTransforms:
@@ -52,7 +55,7 @@ def without_intensity_changes(transforms: ComposeTransforms) -> ComposeTransform
 
 
 class HySparKPretrainTrainer(HySparKTrainer):
-    """Pre-trains HySparK's masked autoencoder; labels are used for nothing but nnU-Net's foreground sampling.
+    """Pre-trains HySparK's masked autoencoder; labels serve nnU-Net's foreground sampling and the probe alone.
 
     Source: HySparK (arXiv 2408.05815). nnU-Net's data loading, spatial augmentation, AMP, compile, DDP and checkpoints.
     """
@@ -73,6 +76,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
         self.unit = unit_size(encoder_arguments(self.configuration_manager, self.recipe.preset)["strides"])
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
+        self.probe: LinearProbe | None = None
         self.mask_generator = torch.Generator()
         self.mask_seed = self.mask_generator.seed() if self.recipe.seed is None else self.recipe.seed
 
@@ -163,6 +167,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
             made.has_ignore = False
             return made
 
+        self._make_probe(dataset_tr, dataset_val)
         held_out = HeldOutPatches(
             loader(dataset_val, patch_size, None),
             self.num_val_iterations_per_epoch,
@@ -186,6 +191,25 @@ class HySparKPretrainTrainer(HySparKTrainer):
         )
         _ = next(augmenter)  # starts the processes
         return augmenter, held_out
+
+    def _make_probe(self, dataset_tr: Any, dataset_val: Any) -> None:
+        """The linear probe's patches, on the first rank; none for a data set without labels."""
+        if self.local_rank != 0 or not self.recipe.probe_every:
+            return
+        parts = divided(dataset_tr.identifiers, dataset_val.identifiers, self.recipe.probe_cases)
+        if not has_labels(self.dataset_json) or not all(parts):
+            self.print_to_log_file("No linear probe: the data set has no labels, or a single case.")
+            return
+        patch_size = self.configuration_manager.patch_size
+
+        def loader(key: str) -> nnUNetDataLoader:
+            case = self.dataset_class(self.preprocessed_dataset_folder, [key])
+            return nnUNetDataLoader(
+                case, 1, patch_size, patch_size, self.label_manager, oversample_foreground_percent=1
+            )
+
+        fit, score = ([loader(key) for key in part] for part in parts)
+        self.probe = LinearProbe.drawn_from(fit, score, self.label_manager.ignore_label)
 
     # -------------------------------------------------------------------------------------------------- steps
 
@@ -247,20 +271,41 @@ class HySparKPretrainTrainer(HySparKTrainer):
         self.print_to_log_file("train_loss", np.round(train_loss, decimals=4))
         self.print_to_log_file("val_loss", np.round(val_loss, decimals=4))
         self.print_to_log_file(f"Epoch time: {np.round(end - start, decimals=2)} s")
+        done, last = self.current_epoch + 1, self.current_epoch + 1 == self.num_epochs
+        self._probe(done == 1 or last or (self.recipe.probe_every > 0 and done % self.recipe.probe_every == 0))
 
         # nnU-Net's field for the best value so far, which its checkpoints carry: here the lowest validation loss
         if np.isfinite(val_loss) and (self._best_ema is None or val_loss < self._best_ema):
             self._best_ema = float(val_loss)
             self.print_to_log_file(f"New best validation loss: {np.round(val_loss, decimals=4)}")
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
-        done, last = self.current_epoch + 1, self.current_epoch + 1 == self.num_epochs
         if done % self.save_every == 0 and not last:
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
         if self.local_rank == 0:
-            progress_picture(self.logger.get_value, Path(self.output_folder) / "progress.png")
+            curve = self.logger.local_logger.my_fantastic_logging.get(PROBE_KEY)
+            progress_picture(self.logger.get_value, Path(self.output_folder) / "progress.png", curve)
             if done == 1 or last or done % self.recipe.picture_every == 0:
                 self._picture_held_out(Path(self.output_folder) / "reconstructions" / f"epoch_{done:04d}.png", done)
         self.current_epoch += 1
+
+    def _probe(self, is_due: bool) -> None:
+        """Scores the linear head; nnU-Net's logger wants a value for every epoch, so those between get none (NaN)."""
+        if self.probe is None:
+            return
+        log = self.logger.local_logger
+        curve = log.my_fantastic_logging.setdefault(PROBE_KEY, [])
+        # checkpoints of trainings without a probe, or with one that was off for a while
+        curve.extend([math.nan] * (self.current_epoch - len(curve)))
+        if not is_due:
+            log.log(PROBE_KEY, math.nan, self.current_epoch)
+            return
+        start = time()
+        self.network.eval()
+        with self._autocast():
+            score = self.probe.score(self.bare_network.encoder, self.device)
+        self.logger.log(PROBE_KEY, score.mean, self.current_epoch)
+        by_label = ", ".join(f"label {label} {dice:.4f}" for label, dice in score.items())
+        self.print_to_log_file(f"probe_dice {score.mean:.4f} ({by_label}; took {time() - start:.1f} s)")
 
     def extra_state(self) -> dict[str, Any]:
         return {"mask_seed": self.mask_seed}
