@@ -119,6 +119,16 @@ class TestReconstructionPicture:
             hidden, rel=0.03
         )
 
+    def test_a_slice_of_a_2d_configuration_is_one_plane(self, tmp_path: Path) -> None:
+        image, visible, reconstruction = (tensor[:, 0] for tensor in example())
+        flat = visualisation._panels(image, visible, reconstruction, (1.0, 2.0), 0)
+        whole = visualisation._panels(image[:, None], visible[:, None], reconstruction[:, None], (9.0, 1.0, 2.0), 0)
+        assert list(flat) == ["slice"]
+        for one, other in zip(flat["slice"], whole["axial"], strict=True):
+            np.testing.assert_array_equal(one, other)
+        reconstruction_picture(image, visible, reconstruction, tmp_path / "slice.png", spacing=(1.0, 2.0))
+        assert read(tmp_path / "slice.png").std() > 5
+
     def test_leaves_only_the_picture(self, tmp_path: Path) -> None:
         reconstruction_picture(*example(), tmp_path / "picture.png")
         assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]
