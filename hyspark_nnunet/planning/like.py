@@ -77,7 +77,9 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
         "foreground_intensity_properties_per_channel": fingerprint["foreground_intensity_properties_per_channel"],
     }
     for configuration_name, configuration in plans["configurations"].items():
-        if "patch_size" not in configuration:  # inherits everything
+        if "data_identifier" in configuration:
+            configuration["data_identifier"] = f"{name}_{configuration_name}"
+        if "patch_size" not in configuration:  # inherits the rest
             continue
         spacing, axes = configuration["spacing"], forward[-len(configuration["spacing"]) :]
         shapes = [
@@ -91,10 +93,10 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
         )
         n_voxels = float(np.prod(median_shape)) * slices * planner.dataset_json["numTraining"]
         configuration |= {
-            "data_identifier": f"{name}_{configuration_name}",
             "median_image_size_in_voxels": median_shape,
             "normalization_schemes": schemes,
             "use_mask_for_norm": masked,
+            "hyspark": {"preset": planner.preset, **(configuration.get("hyspark") or {})},
         }
         plans["configurations"][configuration_name] = planner.with_batch_sizes(configuration, n_voxels)
     folder = planner.plans_folder

@@ -162,7 +162,7 @@ def _labelled(
 def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Up to VOXELS_PER_CLASS indices of every label."""
     order = torch.randperm(len(labels), generator=generator)
-    return torch.cat([order[labels[order] == label][:VOXELS_PER_CLASS] for label in labels.unique()])
+    return torch.cat([order[:0], *(order[labels[order] == label][:VOXELS_PER_CLASS] for label in labels.unique())])
 
 
 def _features(encoder: nn.Module, patch: LabelledPatch, device: torch.device) -> Tensor:
@@ -172,7 +172,7 @@ def _features(encoder: nn.Module, patch: LabelledPatch, device: torch.device) ->
         F.grid_sample(feature.float(), places, align_corners=False, padding_mode="border").flatten(2)[0]
         for feature in encoder(patch.image[None].to(device))
     ]
-    return torch.cat(sampled).T.double().cpu()
+    return torch.cat(sampled).T.cpu().double()  # an Apple GPU knows no float64
 
 
 def _with_constant(features: Tensor) -> Tensor:

@@ -12,10 +12,12 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.architectures import HySparKUNet
+from hyspark_nnunet.architectures.from_plans import PRESETS
 from hyspark_nnunet.masking import mask_grid, unit_size
+from hyspark_nnunet.planning import arguments
 from hyspark_nnunet.planning.like import plan_like, source_plans_of
 from hyspark_nnunet.planning.memory import GIB
-from hyspark_nnunet.planning.planner import HySparKPlanner
+from hyspark_nnunet.planning.planner import MEMORY_TARGET, PLANS_NAME, HySparKPlanner
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 
@@ -101,6 +103,10 @@ def test_small_data_sets_have_small_batches_and_keep_the_whole_image(folders: Pa
     assert fullres["batch_size"] == fullres["hyspark"]["pretrain"]["batch_size"] == round(0.05 * 100 * 64800 / 89600)
     # the preprocessed data of nnU-Net's own plans serve
     assert fullres["data_identifier"] == "nnUNetPlans_3d_fullres"
+
+
+def test_the_commands_offer_the_presets() -> None:
+    assert set(arguments.PRESETS) == set(PRESETS) == set(MEMORY_TARGET) == set(PLANS_NAME)
 
 
 def test_nothing_fits(folders: Path) -> None:
