@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hyspark_nnunet import __version__
+from hyspark_nnunet.planning.arguments import add_planning
 
 
 def _add_doctor(commands: Any) -> None:
@@ -206,6 +207,18 @@ def _run_check(arguments: argparse.Namespace) -> int:
     return _without_traceback(run)
 
 
+def _add_planning(commands: Any) -> None:
+    for parser in add_planning(commands):
+        parser.set_defaults(run=_run_planning)
+
+
+def _run_planning(arguments: argparse.Namespace) -> int:
+    from hyspark_nnunet.planning import commands
+
+    run = {"plan": commands.plan, "plan_and_preprocess": commands.plan_and_preprocess}[arguments.planning]
+    return _without_traceback(lambda: run(arguments))
+
+
 def _without_traceback(command: Callable[[], Any]) -> int:
     """Runs a command whose errors are the user's to mend: a line on stderr and status 1."""
     try:
@@ -221,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hyspark_nnunet", description="HySparK as a plugin of nnU-Net v2.")
     parser.add_argument("--version", action="version", version=f"hyspark_nnunet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add in (_add_doctor, _add_dataset, _add_checkpoint):
+    for add in (_add_doctor, _add_dataset, _add_planning, _add_checkpoint):
         add(commands)
     return parser
 

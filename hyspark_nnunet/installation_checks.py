@@ -63,7 +63,7 @@ def check_python() -> Finding:
 
 
 def check_nnunet() -> Finding:
-    """Does this nnU-Net know ``nnUNet_extTrainer``, and build networks the way our trainers do?"""
+    """Does this nnU-Net know ``nnUNet_extTrainer``?"""
     mend = 'pip install "nnunetv2>=2.8,<3"'
     try:
         version = importlib.metadata.version("nnunetv2")
@@ -71,7 +71,7 @@ def check_nnunet() -> Finding:
         return Finding("nnunetv2", "FAIL", f"not installed in {sys.prefix}", mend)
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST_NNUNET:
-        reason = "before 2.8 it has no nnUNet_extTrainer, and build_network_architecture takes other arguments"
+        reason = "before 2.8 nnU-Net has no nnUNet_extTrainer and finds no trainer outside its own folders"
         return Finding("nnunetv2", "FAIL", f"{version} is too old: {reason}", mend)
     if numbers >= (3,):
         return Finding("nnunetv2", "FAIL", f"{version} is newer than what the trainers were written for", mend)

@@ -24,6 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 PLANES = ("axial", "coronal", "sagittal")  # the plane at a fixed first, second, third axis
+SLICE = ("slice",)  # of 2d configurations: there is one plane, and nothing says which
 HIDDEN_COLOUR = (84, 110, 148)  # slate blue: no grey value can be mistaken for it
 BACKGROUND = (16, 17, 20)
 NOT_JUDGED = (46, 49, 57)  # visible voxels in the column of errors
@@ -97,15 +98,16 @@ def reconstruction_picture(
 ) -> None:
     """Writes input, masked input, reconstruction and absolute error, in three planes, as one PNG.
 
-    The plane's names hold for nnU-Net's usual order of axes (z, y, x).
+    The plane's names hold for nnU-Net's usual order of axes (z, y, x). A slice of a 2d configuration, (C, y, x), is one
+    plane.
 
     Args:
-        image: (C, z, y, x).
+        image: (C, z, y, x), or (C, y, x).
         visible: bool (1, *grid) or (*grid), True = kept.
-        reconstruction: (C, z, y, x), in the image's intensities (see ``restore_intensities``).
+        reconstruction: as the image, in its intensities (see ``restore_intensities``).
         path: of the PNG; replaced as a whole.
         title: above the picture.
-        spacing: size of a voxel (z, y, x).
+        spacing: size of a voxel (z, y, x), or (y, x).
         channel: which one is shown.
 
     Raises:
@@ -125,9 +127,9 @@ def reconstruction_pictures(
     if not examples:
         raise ValueError("no examples to draw")
     rows = [
-        (name, plane, panels)
+        (name, f"{plane}, slice {panels.place}" if plane in PLANES else plane, panels)
         for name, image, visible, reconstruction in examples
-        for plane, panels in zip(PLANES, _panels(image, visible, reconstruction, spacing, channel), strict=True)
+        for plane, panels in _panels(image, visible, reconstruction, spacing, channel).items()
     ]
     heights = [panels.input.shape[0] * panels.aspect / panels.input.shape[1] for _, _, panels in rows]
     column, caption = 2.6, 0.45  # inches
@@ -152,12 +154,13 @@ def reconstruction_pictures(
     colours = ScalarMappable(Normalize(0, largest or 1.0), colour_map)
     for index, (name, plane, panels) in enumerate(rows):
         shown: tuple[np.ndarray, ...] = (panels.input, panels.masked, panels.reconstruction, panels.error)
-        origin = "upper" if plane == "axial" else "lower"  # back of the patient down; head up
+        # back of the patient down; head up
+        origin = "lower" if plane.startswith(("coronal", "sagittal")) else "upper"
         for place, picture in enumerate(shown):
             axes = figure.add_subplot(grid[index, place])
             _draw(axes, picture, panels.aspect, origin, colours if place == 3 else None)
             if place == 0:
-                axes.set_ylabel(f"{name}\n{plane}, slice {panels.place}".strip(), color="white", fontsize=9)
+                axes.set_ylabel(f"{name}\n{plane}".strip(), color="white", fontsize=9)
             if index == 0:
                 axes.set_title(COLUMNS[place], color="white", fontsize=10)
     bar = figure.colorbar(colours, cax=figure.add_subplot(grid[:, 4]))
@@ -169,12 +172,17 @@ def reconstruction_pictures(
     _save(figure, path, dpi=110)
 
 
-def progress_picture(log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Sequence[Any]], path: Path | str) -> None:
-    """Writes reconstruction loss, learning rate and duration over the epochs as one PNG.
+def progress_picture(
+    log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Sequence[Any]],
+    path: Path | str,
+    probe: Sequence[float] | None = None,
+) -> None:
+    """Writes reconstruction loss, learning rate, duration and, where there is one, the probe's Dice over the epochs.
 
     Args:
         log: the lists of nnU-Net's local logger by name, as in a checkpoint's "logging"; or the logger's ``get_value``.
             Lists of unequal length (an epoch that is not over) are cut to the shortest.
+        probe: Dice of the linear probe by epoch, NaN where it was not asked; None: there is no probe.
         path: of the PNG; replaced as a whole.
     """
 
@@ -183,8 +191,9 @@ def progress_picture(log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Seq
         length = min(len(values) for values in found)
         return [np.array(values[:length], dtype=np.float64) for values in found]
 
-    figure = _figure(13, 3.9)
-    losses, rates, durations = figure.subplots(1, 3)
+    n_panels = 3 if probe is None else 4
+    figure = _figure(13 / 3 * n_panels, 3.9)
+    losses, rates, durations, *more = figure.subplots(1, n_panels)
     train, validation = lists("train_losses", "val_losses")
     _curve(losses, train, "training", "#8c96a8")
     _curve(losses, validation, "validation, fixed patches and masks", "#c8553d")
@@ -201,7 +210,12 @@ def progress_picture(log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Seq
     _curve(durations, end - start, "duration", "#3a7d44")
     durations.set_title("duration of an epoch, s")
     durations.set_ylim(bottom=0)
-    for axes in (losses, rates, durations):
+    if probe is not None:
+        scores = np.array(probe, dtype=np.float64)
+        asked = np.flatnonzero(np.isfinite(scores))
+        more[0].plot(asked + 1, scores[asked], color="#7a4f9a", marker="o", markersize=3.5)
+        more[0].set_title("Dice of a linear head on the frozen encoder")
+    for axes in (losses, rates, durations, *more):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -217,15 +231,21 @@ def _panels(
     reconstruction: npt.ArrayLike | Tensor,
     spacing: Sequence[float],
     channel: int,
-) -> list[Panels]:
-    """The rows of one example; one window for all, from the 0.5 to the 99.5 percentile of the input."""
+) -> dict[str, Panels]:
+    """The rows of one example by plane; one window for all, from the 0.5 to the 99.5 percentile of the input."""
     whole, rebuilt = (np.asarray(_on_cpu(array), dtype=np.float32) for array in (image, reconstruction))
     kept = np.asarray(_on_cpu(visible), dtype=bool)
-    if whole.ndim != 4 or whole.shape != rebuilt.shape:
-        raise ValueError(f"image {whole.shape} and reconstruction {rebuilt.shape} must both be (C, z, y, x) and equal")
+    if whole.ndim not in (3, 4) or whole.shape != rebuilt.shape:
+        raise ValueError(
+            f"image {whole.shape} and reconstruction {rebuilt.shape} must both be (C, z, y, x) or (C, y, x) and equal"
+        )
     if not 0 <= channel < len(whole):
         raise ValueError(f"channel {channel} does not exist: the image has {len(whole)} channel(s), counted from 0")
-    grid: tuple[int, ...] = kept.shape[-3:]
+    grid: tuple[int, ...] = kept.shape[1 - whole.ndim :]
+    planes: tuple[str, ...] = PLANES
+    if whole.ndim == 3:  # a volume of one slice
+        planes, grid, spacing = SLICE, (1, *grid), (1.0, *spacing)
+        whole, rebuilt = whole[:, None], rebuilt[:, None]
     kept = kept.reshape(grid)
     if any(n % g for n, g in zip(whole.shape[1:], grid, strict=True)):
         raise ValueError(f"image of {whole.shape[1:]} voxels is no whole number of units of the mask {grid}")
@@ -234,8 +254,8 @@ def _panels(
     volume, rebuilt_volume = whole[channel], np.where(hidden, rebuilt[channel], whole[channel])
     low, high = np.percentile(volume, (0.5, 99.5))
 
-    rows = []
-    for axis in range(3):
+    rows = {}
+    for axis, plane in enumerate(planes):
         index = _informative_slice(kept, axis, unit[axis])
         flat, covered, predicted = (np.take(array, index, axis) for array in (volume, hidden, rebuilt_volume))
         grey = _grey(flat, low, high)
@@ -243,7 +263,7 @@ def _panels(
         masked[covered] = HIDDEN_COLOUR
         error = np.where(covered, np.abs(predicted - flat), np.nan).astype(np.float32)
         first, second = (float(s) for place, s in enumerate(spacing) if place != axis)
-        rows.append(Panels(grey, masked, _grey(predicted, low, high), error, first / second, index))
+        rows[plane] = Panels(grey, masked, _grey(predicted, low, high), error, first / second, index)
     return rows
 
 

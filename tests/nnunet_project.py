@@ -87,5 +87,21 @@ class Project:
         arguments = (str(dataset_id), configuration, fold, "-tr", trainer, "-device", "cpu", *more)
         return self.run("nnUNetv2_train", *arguments, ok=ok, **variables)
 
-    def fold_folder(self, dataset: str, trainer: str, fold: str, configuration: str = "3d_fullres") -> Path:
-        return self.results / dataset / f"{trainer}__nnUNetPlans__{configuration}" / f"fold_{fold}"
+    def predict(
+        self,
+        dataset: str,
+        fold: str,
+        trainer: str,
+        to: Path,
+        *more: str,
+        configuration: str = "3d_fullres",
+        **variables: str,
+    ) -> str:
+        images = str(self.raw / dataset / "imagesTs")
+        arguments = ("-d", dataset, "-c", configuration, "-f", fold, "-tr", trainer, "-i", images, "-o", str(to))
+        return self.run("nnUNetv2_predict", *arguments, "-device", "cpu", "-npp", "1", "-nps", "1", *more, **variables)
+
+    def fold_folder(
+        self, dataset: str, trainer: str, fold: str, configuration: str = "3d_fullres", plans: str = "nnUNetPlans"
+    ) -> Path:
+        return self.results / dataset / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"

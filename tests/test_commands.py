@@ -213,17 +213,6 @@ def test_prediction_takes_its_network_from_the_results(project: Project, predict
         assert np.array_equal(voxels(file), voxels(again / file.name))
 
 
-def test_export_and_import(project: Project, prediction: Path, tmp_path: Path) -> None:
-    archive, elsewhere = str(tmp_path / "model.zip"), tmp_path / "results"
-    elsewhere.mkdir()
-    arguments = ("-d", "6", "-o", archive, "-c", "3d_fullres", "-tr", FINETUNER, "-f", "0")
-    project.run("nnUNetv2_export_model_to_zip", *arguments)
-    project.run("nnUNetv2_install_pretrained_model_from_zip", archive, nnUNet_results=str(elsewhere))
-    again = predict(project, tmp_path / "again", nnUNet_results=str(elsewhere))
-    for file in prediction.glob("*.nii.gz"):
-        assert np.array_equal(voxels(file), voxels(again / file.name))
-
-
 def test_a_converted_checkpoint_predicts_the_same(
     project: Project, finetuned: tuple[Path, str], prediction: Path, tmp_path: Path
 ) -> None:
@@ -286,9 +275,3 @@ def test_a_data_set_that_is_not_preprocessed(project: Project, tmp_path: Path, p
     printed = project.train(60, "all", PRETRAINER, ok=False, **folders)
     assert f"{UNLABELLED} is not preprocessed" in printed
     assert ("Run: nnUNetv2_preprocess -d 60" if planned else "Run: nnUNetv2_plan_and_preprocess -d 60") in printed
-
-
-def test_a_2d_configuration_is_refused(project: Project, tmp_path: Path) -> None:
-    results = str(tmp_path)
-    printed = project.train(60, "all", PRETRAINER, ok=False, configuration="2d", nnUNet_results=results)
-    assert "configuration '2d' has the 2d patch size" in printed and "HySparK trains 3d configurations" in printed

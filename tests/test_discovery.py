@@ -4,18 +4,15 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "hyspark_nnunet", "nnunetv2_plugins")
+from tests.installations import VARIABLE, Installation, build_wheel, copy_sources, run
+
 KINDS = ("wheel", "sdist", "editable")
-VARIABLE = "nnUNet_extTrainer"
-SHOW = f"import os; print(os.environ.get({VARIABLE!r}))"
+SHOW = f"import os; print(os.environ.get({VARIABLE!r}))"  # what nnU-Net would search
 SPAWNING = f"""
 import multiprocessing, subprocess, sys
 
@@ -34,58 +31,6 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None,
     reason="building the package needs setuptools and pip in the interpreter that runs the tests",
 )
-
-
-def run(*words: str | Path, **environment: str) -> str:
-    """Output of a command, run away from the repository and without what this process inherited."""
-    clean = {key: value for key, value in os.environ.items() if key not in (VARIABLE, "PYTHONPATH")}
-    done = subprocess.run(
-        [str(word) for word in words], env=clean | environment, cwd="/", capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Error processing line" not in done.stderr  # what Python says of a broken start-up line
-    return done.stdout.strip()
-
-
-class Installation:
-    """A fresh venv, filled by the pip and the setuptools of the interpreter that runs the tests: without a network."""
-
-    def __init__(self, folder: Path) -> None:
-        venv.create(folder, with_pip=False, symlinks=os.name != "nt")
-        self.python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-        self.site_packages = Path(run(self.python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"))
-        self.plugins = self.site_packages / "nnunetv2_plugins"
-        (self.site_packages / "other.txt").touch()  # pip removes the folder when it becomes empty
-        self.files_before = self.files()
-
-    def pip(self, *words: str | Path, **environment: str) -> str:
-        return run(sys.executable, "-m", "pip", "--python", self.python, *words, **environment)
-
-    def files(self) -> list[str]:
-        return sorted(str(path) for path in self.python.parents[1].rglob("*"))
-
-    def folders(self, **environment: str) -> list[str]:
-        """What nnU-Net would search."""
-        value = run(self.python, "-c", SHOW, **environment)
-        return [] if value == "None" else value.split(os.pathsep)
-
-
-def copy_sources(folder: Path) -> Path:
-    """A copy of what is packaged: building leaves files behind."""
-    folder.mkdir()
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
-def build_wheel(source: Path, folder: Path) -> Path:
-    options = ("--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder)
-    run(sys.executable, "-m", "pip", "wheel", *options, source)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module")

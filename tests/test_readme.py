@@ -43,6 +43,17 @@ def test_the_sizes_of_the_presets_are_current(name: str) -> None:
     assert printed == [round(size, 1) for pair in zip(*sizes, strict=True) for size in pair]
 
 
+def test_the_tests_that_the_table_of_features_names_are_there() -> None:
+    root = Path(__file__).resolve().parents[1]
+    table = (root / "docs/nnunet_features.md").read_text(encoding="utf-8")
+    rows = [line for line in table.splitlines() if re.match(r"\| .* \| (yes|fine-tuning: yes)", line)]
+    named = {name for row in rows for name in re.findall(r"`((?:\w+/)?test_\w+(?:\.py)?)`", row)}
+    written = "".join(file.read_text(encoding="utf-8") for file in root.glob("tests/**/test_*.py"))
+    assert len(rows) > 10 and len(named) > 5
+    for name in named:
+        assert (root / "tests" / name).is_file() if name.endswith(".py") else f"def {name}(" in written, name
+
+
 def test_the_files_it_links_to_are_there() -> None:
     linked = re.findall(r"\]\((?!http)([^)#]+)", README)
     assert linked

@@ -81,7 +81,7 @@ class TestReconstructionPicture:
         image, visible, reconstruction = example()
         hidden = np.kron(~visible[0].numpy(), np.ones(UNIT, dtype=bool))
         low, high = np.percentile(image.numpy(), (0.5, 99.5))
-        rows = visualisation._panels(image, visible, reconstruction, (5.0, 1.0, 2.0), 0)
+        rows = list(visualisation._panels(image, visible, reconstruction, (5.0, 1.0, 2.0), 0).values())
         for axis, row in enumerate(rows):
             covered = np.take(hidden, row.place, axis)
             assert covered.any()
@@ -110,7 +110,7 @@ class TestReconstructionPicture:
         assert share_of(read(nothing_hidden), HIDDEN_COLOUR) == 0
         everything = tmp_path / "hidden.png"
         reconstruction_picture(image, torch.zeros_like(visible), reconstruction, everything, spacing=(2.0, 1.0, 1.0))
-        rows = visualisation._panels(image, visible, reconstruction, (2.0, 1.0, 1.0), 0)
+        rows = list(visualisation._panels(image, visible, reconstruction, (2.0, 1.0, 1.0), 0).values())
         hidden = np.average(
             [np.isfinite(row.error).mean() for row in rows],
             weights=[row.input.shape[0] * row.aspect / row.input.shape[1] for row in rows],
@@ -118,6 +118,16 @@ class TestReconstructionPicture:
         assert tinted.sum() / (read(everything) == np.array(HIDDEN_COLOUR)).all(-1).sum() == pytest.approx(
             hidden, rel=0.03
         )
+
+    def test_a_slice_of_a_2d_configuration_is_one_plane(self, tmp_path: Path) -> None:
+        image, visible, reconstruction = (tensor[:, 0] for tensor in example())
+        flat = visualisation._panels(image, visible, reconstruction, (1.0, 2.0), 0)
+        whole = visualisation._panels(image[:, None], visible[:, None], reconstruction[:, None], (9.0, 1.0, 2.0), 0)
+        assert list(flat) == ["slice"]
+        for one, other in zip(flat["slice"], whole["axial"], strict=True):
+            np.testing.assert_array_equal(one, other)
+        reconstruction_picture(image, visible, reconstruction, tmp_path / "slice.png", spacing=(1.0, 2.0))
+        assert read(tmp_path / "slice.png").std() > 5
 
     def test_leaves_only_the_picture(self, tmp_path: Path) -> None:
         reconstruction_picture(*example(), tmp_path / "picture.png")

@@ -66,20 +66,24 @@ def n_stages_taken(strides: Sequence[Sequence[int]]) -> int:
     return max(taken, 2)
 
 
-def check_supported(configuration: ConfigurationManager, name: str) -> None:
-    """Refuses configurations that HySparK does not train.
+def check_preset(configuration: ConfigurationManager, preset: str) -> None:
+    """Refuses a preset that is not the one of a plan's own architecture: the plan says the sizes then.
 
     Args:
         configuration: of a plan.
-        name: of the configuration.
+        preset: of the recipe.
 
     Raises:
-        ValueError: a 2d configuration.
+        ValueError: the plan names HySparKUNet with the widths of another preset.
     """
-    if len(configuration.patch_size) != 3:
+    if configuration.network_arch_class_name != OWN_ARCHITECTURE:
+        return
+    widths = tuple(configuration.network_arch_init_kwargs["features_per_stage"])
+    named = [name for name, sizes in PRESETS.items() if sizes.features_per_stage[: len(widths)] == widths]
+    if named and preset not in named:
         raise ValueError(
-            f"configuration '{name}' has the {len(configuration.patch_size)}d patch size "
-            f"{tuple(configuration.patch_size)}: HySparK trains 3d configurations (3d_fullres, 3d_lowres)"
+            f"the plan names HySparKUNet with the stages {widths} of preset {named[0]}, but the recipe says preset "
+            f"{preset}: plan again with hyspark_nnunet plan -preset {preset}, or set HYSPARK_PRESET={named[0]}"
         )
 
 

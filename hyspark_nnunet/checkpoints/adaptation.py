@@ -42,11 +42,62 @@ def channel_names(described: Mapping[str, object], count: int) -> list[str]:
 
     Args:
         described: of a network: ``channel_names`` as in nnU-Net's dataset.json, number to name.
-        count: of the channels; a cascade adds channels that have no name.
+        count: of the channels.
     """
     named = described.get("channel_names")
     by_number = {str(key): str(value) for key, value in named.items()} if isinstance(named, Mapping) else {}
     return [by_number.get(str(number), str(number)) for number in range(count)]
+
+
+def number_of_image_channels(described: Mapping[str, object], count: int) -> int:
+    """How many of a network's input channels are images.
+
+    The second stage of a cascade has the first stage's segmentation behind them, a channel per label, without names.
+
+    Args:
+        described: of a network; where it has no ``channel_names``, all channels are images.
+        count: of all input channels.
+    """
+    named = described.get("channel_names")
+    return len(named) if isinstance(named, Mapping) and 0 < len(named) <= count else count
+
+
+def adapt_stem(
+    weight: Tensor,
+    count: int,
+    described: Mapping[str, object],
+    description: Mapping[str, object],
+    mapping: str | None = None,
+) -> tuple[Tensor, str]:
+    """A stem's weight for the input channels of another network.
+
+    Images are assigned by ``channel_assignment``. Channels of a previous stage's segmentation are taken where the file
+    has as many, and start at zero where it has not: the network then answers as it did without them, and learns them.
+
+    Args:
+        weight: (out, channels of the file, *kernel).
+        count: channels of the network.
+        described: what the file says of its network.
+        description: the same of this network.
+        mapping: of the recipe.
+
+    Returns:
+        (out, count, *kernel); and how, in words, "" where nothing changes.
+
+    Raises:
+        ValueError: see ``channel_assignment``.
+    """
+    theirs = number_of_image_channels(described, weight.shape[1])
+    ours = number_of_image_channels(description, count)
+    assignment, how = channel_assignment(channel_names(described, theirs), channel_names(description, ours), mapping)
+    images, segmentation = weight[:, :theirs], weight[:, theirs:]
+    if how:
+        images = adapt_input_channels(images, assignment, ours)
+    if segmentation.shape[1] != count - ours:
+        change = f"{count - ours} start at zero" if count > ours else f"{segmentation.shape[1]} left out"
+        how = "; ".join(filter(None, [how, f"channels of the previous stage's segmentation: {change}"]))
+        segmentation = weight.new_zeros(len(weight), count - ours, *weight.shape[2:])
+    return torch.cat([images, segmentation], 1), how
 
 
 def channel_assignment(

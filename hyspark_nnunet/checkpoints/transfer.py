@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hyspark_nnunet.architectures.from_plans import PRESETS
-from hyspark_nnunet.checkpoints.adaptation import (
-    adapt_input_channels,
-    adapt_kernel,
-    channel_assignment,
-    channel_names,
-)
+from hyspark_nnunet.checkpoints.adaptation import adapt_kernel, adapt_stem
 from hyspark_nnunet.checkpoints.correspondence import is_required, source_name, unit_of
 from hyspark_nnunet.checkpoints.heads import matching_heads
 from hyspark_nnunet.checkpoints.report import TransferReport
@@ -131,12 +126,8 @@ class Transfer:
             return None, "not in the file"
         value, shape, hows = self.state[theirs], self.target[name].shape, []
         if name == STEM and value.ndim == len(shape):
-            source, ours = value.shape[1], shape[1]
-            assignment, how = channel_assignment(
-                channel_names(self.described, source), channel_names(self.description, ours), self.mapping
-            )
+            value, how = adapt_stem(value, shape[1], self.described, self.description, self.mapping)
             if how:
-                value = adapt_input_channels(value, assignment, ours)
                 hows.append(how)
         if value.shape != shape and value.ndim == len(shape) > 2 and value.shape[:2] == shape[:2]:
             adapted = adapt_kernel(value, shape[2:])

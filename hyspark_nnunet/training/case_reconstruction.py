@@ -21,7 +21,7 @@ class CaseReconstruction(NamedTuple):
         loss: mean of the patches' ``reconstruction_loss``; 1 is what predicting each unit's mean gives.
         mean_absolute_error: over hidden voxels, in units of the preprocessed intensities.
         n_patches: patches that cover the case.
-        image: (C, *patch), the patch in the middle.
+        image: (C, *patch), the patch in the middle (2d: of the slice in the middle).
         visible: BoolTensor (1, *grid) of that patch.
         restored: (C, *patch), its reconstruction in intensities.
     """
@@ -45,19 +45,21 @@ def reconstruct_case(
 
     Args:
         image: preprocessed, (C, *spatial); padded with zeros where smaller than a patch.
-        patch_size: voxels per axis.
+        patch_size: voxels per axis; of two axes, where the image has three: it is covered slice by slice.
         unit: voxels of a mask unit per axis.
         mask_ratio: share of hidden units.
         reconstruct: image (C, *patch) and visible (1, *grid) to the standardised reconstruction (C, *patch).
     """
-    image = pad_nd_image(image, tuple(patch_size))
     grid = mask_grid(patch_size, unit)
-    steps = compute_steps_for_sliding_window(tuple(image.shape[1:]), tuple(patch_size), 1.0)
+    window = (*[1] * (image.ndim - 1 - len(patch_size)), *patch_size)
+    image = pad_nd_image(image, window)
+    steps = compute_steps_for_sliding_window(tuple(image.shape[1:]), window, 1.0)
     corners = torch.cartesian_prod(*(torch.tensor(s) for s in steps)).view(-1, len(steps)).tolist()
     losses, errors = [], []
     middle = len(corners) // 2
     for index, corner in enumerate(corners):
-        patch = image[(slice(None), *(slice(c, c + p) for c, p in zip(corner, patch_size, strict=True)))]
+        patch = image[(slice(None), *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))]
+        patch = patch.reshape(len(image), *patch_size)
         visible = fixed_mask(index, 1, grid, mask_ratio)[0]
         reconstruction = reconstruct(patch, visible)
         restored = restore_intensities(reconstruction, patch, unit)

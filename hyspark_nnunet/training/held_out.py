@@ -1,6 +1,7 @@
 """The patches and masks by which pre-training is judged: drawn once, the same in every epoch."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,6 +17,17 @@ def fixed_mask(index: int, batch_size: int, grid: Sequence[int], mask_ratio: flo
     """The held-out mask number ``index``: the same in every epoch, run and process. BoolTensor (B, 1, *grid), CPU."""
     generator = torch.Generator().manual_seed(SEED + index)
     return sample_visible(batch_size, grid, mask_ratio, generator)
+
+
+@contextmanager
+def fixed_numpy_seed(seed: int) -> Iterator[None]:
+    """NumPy's global generator, from which nnU-Net's loaders draw, at a seed; and afterwards where it was."""
+    before = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 class HeldOutPatches:
@@ -41,13 +53,8 @@ class HeldOutPatches:
         rank: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        # nnU-Net's loader draws from NumPy's global generator
-        before = np.random.get_state()
-        np.random.seed((SEED + rank) % 2**32)
-        try:
+        with fixed_numpy_seed(SEED + rank):
             drawn = [loader.generate_train_batch() for _ in range(n_batches)]
-        finally:
-            np.random.set_state(before)
         self.batches = []
         for index, batch in enumerate(drawn):
             image = batch["data"].pin_memory() if pin_memory else batch["data"]

@@ -20,10 +20,14 @@ def hint_for(error: BaseException) -> str | None:
     dataset = file.parent.name
     if file.suffix != ".json" or not dataset.startswith("Dataset"):
         return None
+    command, planner = "nnUNetv2_plan_and_preprocess", ""
+    if file.stem.startswith("nnUNetHySparK"):
+        command, planner = "hyspark_nnunet plan_and_preprocess", f" (with the -preset or --like of '{file.stem}')"
+    elif file.stem not in ("nnUNetPlans", "dataset"):
+        planner = f" (with the planner that writes '{file.stem}')"
     return (
-        f"{dataset} is not preprocessed yet: {file} does not exist. Run: "
-        f"nnUNetv2_plan_and_preprocess -d {int(dataset[7:10])} -c 3d_fullres"
-        + ("" if file.stem in ("nnUNetPlans", "dataset") else f" (with the planner that writes '{file.stem}')")
+        f"{dataset} is not preprocessed yet: {file} does not exist. Run: {command} -d {int(dataset[7:10])} "
+        f"-c 3d_fullres{planner}"
     )
 
 

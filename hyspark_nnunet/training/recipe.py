@@ -242,6 +242,20 @@ class PretrainRecipe(Recipe):
         4, NOT_NEGATIVE, unit="cases", source=OURS, meaning="held-out cases whose reconstruction is pictured"
     )
     picture_every: int = documented(50, AT_LEAST_ONE, unit="epochs", source=OURS, meaning="epochs between two pictures")
+    probe_every: int = documented(
+        10,
+        NOT_NEGATIVE,
+        unit="epochs",
+        source=OURS,
+        meaning="epochs between two scores of a linear head on the frozen encoder, where there are labels; 0: off",
+    )
+    probe_cases: int = documented(
+        8,
+        AT_LEAST_ONE,
+        unit="cases",
+        source=OURS,
+        meaning="labelled cases that the linear head is fitted to; as many others score it",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

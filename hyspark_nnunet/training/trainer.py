@@ -16,7 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from hyspark_nnunet.architectures.from_plans import check_supported
+from hyspark_nnunet.architectures.from_plans import check_preset
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.checkpoints.storage import read_weights
@@ -34,7 +34,7 @@ class HySparKTrainer(DistributedTraining):
 
     Args:
         plans: of nnU-Net; the configuration may carry a "hyspark" section (see ``recipe``).
-        configuration: name of a 3d configuration.
+        configuration: name of a configuration.
         fold: 0 to 4, or "all".
         dataset_json: of the data set.
         device: where to train.
@@ -58,7 +58,7 @@ class HySparKTrainer(DistributedTraining):
         # before nnU-Net makes a folder or a log file
         settings = PlansManager(plans).get_configuration(configuration)
         self.recipe = resolve_recipe(self.recipe_class, settings.configuration.get("hyspark"))
-        check_supported(settings, configuration)
+        check_preset(settings, self.recipe.preset)
         self.check_configuration(settings, configuration)
 
         super().__init__(plans, configuration, fold, dataset_json, device)

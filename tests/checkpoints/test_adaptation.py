@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from hyspark_nnunet.checkpoints.adaptation import (
     adapt_input_channels,
     adapt_kernel,
+    adapt_stem,
     channel_assignment,
     channel_names,
 )
@@ -117,3 +118,33 @@ class TestInputChannels:
     def test_names_of_a_cascade(self) -> None:
         assert channel_names({"channel_names": {"0": "CT"}}, 3) == ["CT", "1", "2"]
         assert channel_names({}, 2) == ["0", "1"]
+
+
+class TestSegmentationOfAPreviousStage:
+    """Channels of a cascade's second stage: images by name, labels behind them without names."""
+
+    IMAGES, CASCADE = {"channel_names": {"0": "CT"}}, {"channel_names": {"0": "CT"}}
+
+    def test_they_start_at_zero(self) -> None:
+        weight = torch.randn(4, 1, 3, 3, 3)
+        adapted, how = adapt_stem(weight, 3, self.IMAGES, self.CASCADE)
+        assert torch.equal(adapted[:, :1], weight) and adapted.shape[1] == 3 and not adapted[:, 1:].any()
+        assert how == "channels of the previous stage's segmentation: 2 start at zero"
+
+    def test_they_are_taken_where_the_labels_are_as_many(self) -> None:
+        weight = torch.randn(4, 3, 3, 3, 3)
+        adapted, how = adapt_stem(weight, 3, self.CASCADE, self.CASCADE)
+        assert torch.equal(adapted, weight) and how == ""
+
+    def test_they_are_left_out_of_a_first_stage(self) -> None:
+        weight = torch.randn(4, 3, 3, 3, 3)
+        adapted, how = adapt_stem(weight, 1, self.CASCADE, self.IMAGES)
+        assert torch.equal(adapted, weight[:, :1])
+        assert how == "channels of the previous stage's segmentation: 2 left out"
+
+    def test_images_are_mapped_beside_them(self) -> None:
+        weight = torch.randn(4, 1, 1, 1, 1)
+        two = {"channel_names": {"0": "T1", "1": "T2"}}
+        adapted, how = adapt_stem(weight, 5, self.IMAGES, two)
+        assert torch.allclose(adapted[:, :2], weight / 2) and not adapted[:, 2:].any()
+        assert how == "input channels averaged: 1 -> 2; channels of the previous stage's segmentation: 3 start at zero"

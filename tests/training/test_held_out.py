@@ -77,3 +77,17 @@ def test_a_case_is_covered(size: tuple) -> None:
     full = 1 - 1 / 4**3
     assert case.loss == pytest.approx(full, abs=1e-3) if min(size) >= 8 else case.loss < full + 1e-3
     assert case.mean_absolute_error == pytest.approx(0.25, abs=0.1) or min(size) < 8
+
+
+def test_a_volume_is_covered_slice_by_slice() -> None:
+    image, seen = torch.rand(2, 3, 8, 12), []
+
+    def reconstruct(patch: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        seen.append(patch)
+        return torch.zeros_like(patch)
+
+    case = reconstruct_case(image, (8, 8), (4, 4), 0.75, reconstruct)
+    assert case.n_patches == len(seen) == 3 * 2 and case.image.shape == (2, 8, 8) and case.visible.shape == (1, 2, 2)
+    for index, patch in enumerate(seen):
+        start = 4 * (index % 2)
+        assert torch.equal(patch, image[:, index // 2, :, start : start + 8])

@@ -29,11 +29,13 @@ BOTH = pytest.mark.parametrize("trainer_class", [HySparKPretrainTrainer, HySparK
 
 
 @BOTH
-def test_2d_configurations_are_refused(trainer_class, folders: Path) -> None:
-    plans = make_plans([64, 64], [[1, 1], [2, 2]])
-    with pytest.raises(ValueError, match=r"'3d_fullres' has the 2d patch size \(64, 64\): HySparK trains 3d"):
-        make_trainer(trainer_class, plans)
-    assert not (folders / "nnUNet_results").exists()
+def test_the_network_of_a_2d_plan(trainer_class) -> None:
+    """Plans of nnU-Net have up to eight stages in 2d: as many are taken as reach stride 16."""
+    trainer = make_trainer(trainer_class, make_plans([256, 192], [[1, 1]] + [[2, 2]] * 6))
+    plans, settings = trainer.plans_manager, trainer.configuration_manager
+    with torch.device("meta"):
+        network = trainer_class.build_network_architecture(plans, settings, 1, 2)
+    assert network.encoder.unit == (16, 16) and network.encoder.stem.weight.shape == (32, 1, 3, 3)
 
 
 @BOTH

@@ -1,0 +1,123 @@
+"""Memory of a training step as the planner estimates it, and as it is: each measured in a fresh process.
+
+    python benchmarks/planner_memory.py                          # CPU: float32, peak resident memory
+    python benchmarks/planner_memory.py --device cuda            # AMP, peak of torch's allocator
+    python benchmarks/planner_memory.py --presets S --patches 64 96
+
+Measured is what two steps add to the process that has imported everything: weights, gradients, AdamW's moments,
+activations and transient buffers.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from hyspark_nnunet.architectures.from_plans import encoder_arguments
+from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
+from hyspark_nnunet.planning.memory import of_nnunets_loss
+from hyspark_nnunet.planning.step_memory import finetuning_memory, pretraining_memory
+from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
+from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+
+KINDS = ("pretraining", "finetuning")
+CLASSES = 3
+MASK_RATIO = 0.75
+
+
+def configuration_of(patch_size: Sequence[int], preset: str) -> dict[str, Any]:
+    """A plan's configuration with a patch: as many stages of stride 2 as leave 4 mask units per axis, five at most."""
+    n_stages = min(5, min(patch_size).bit_length() - 2)
+    dims = len(patch_size)
+    arguments = {
+        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "n_stages": n_stages,
+        "strides": [[1] * dims] + [[2] * dims] * (n_stages - 1),
+        "kernel_sizes": [[3] * dims] * n_stages,
+    }
+    architecture = {"network_class_name": "a U-Net", "arch_kwargs": arguments, "_kw_requires_import": ["conv_op"]}
+    return {"patch_size": list(patch_size), "architecture": architecture, "hyspark": {"preset": preset}}
+
+
+def estimated(kind: str, configuration: dict[str, Any], batch_size: int, mixed: bool) -> float:
+    """Bytes, by the planner."""
+    if kind == "pretraining":
+        memory = pretraining_memory(configuration, 1, mixed)
+    else:
+        memory = finetuning_memory(configuration, 1, CLASSES, mixed)
+    return memory.bytes_of(configuration["patch_size"], batch_size)
+
+
+def measure(kind: str, configuration: dict[str, Any], batch_size: int, device: str) -> int:
+    """Bytes that two real steps take in this process."""
+    manager = ConfigurationManager(configuration)
+    trainer = HySparKPretrainTrainer if kind == "pretraining" else HySparKFinetuneTrainer
+    patch_size = configuration["patch_size"]
+    unit = unit_size(encoder_arguments(manager, configuration["hyspark"]["preset"])["strides"])
+    grid = mask_grid(patch_size, unit)
+    torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3)).sum()  # the libraries of a first step
+    before = _resident()
+    network = trainer.build_network_architecture(None, manager, 1, CLASSES).to(device)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(network.parameters())
+    for _ in range(2):
+        image = torch.rand(batch_size, 1, *patch_size, device=device)
+        with torch.autocast(device, enabled=device == "cuda"):
+            if kind == "pretraining":
+                visible = sample_visible(batch_size, grid, MASK_RATIO, device=device)
+                loss = reconstruction_loss(network(image, visible, num_visible_units(grid, MASK_RATIO)), image, visible)
+            else:
+                loss = of_nnunets_loss(network(image))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def _resident() -> int:
+    """Bytes of this process in memory now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def measured_in_a_fresh_process(kind: str, configuration: dict[str, Any], batch_size: int, device: str) -> int:
+    """``measure``, where nothing was allocated before."""
+    words = json.dumps([kind, configuration, batch_size, device])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, "--one", words], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--presets", nargs="+", default=["S", "B"])
+    parser.add_argument("--patches", nargs="+", type=int, default=[64, 96], help="edge lengths")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(measure(*json.loads(arguments.one)))
+        return
+    print("| step | preset | patch | batch | estimated, MiB | measured, MiB | estimated / measured |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for kind, preset, edge in product(KINDS, arguments.presets, arguments.patches):
+        configuration = configuration_of([edge] * 3, preset)
+        guess = estimated(kind, configuration, arguments.batch, mixed=arguments.device == "cuda")
+        found = measured_in_a_fresh_process(kind, configuration, arguments.batch, arguments.device)
+        row = (kind, preset, f"{edge}^3", arguments.batch, f"{guess / 2**20:.0f}", f"{found / 2**20:.0f}")
+        print(f"| {' | '.join(map(str, row))} | {guess / found:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

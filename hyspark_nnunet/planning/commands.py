@@ -1,0 +1,72 @@
+"""``hyspark_nnunet plan`` and ``hyspark_nnunet plan_and_preprocess``: nnU-Net's steps with HySparKPlanner.
+
+nnU-Net's own commands look for a planner (``-pl``) inside nnU-Net's package alone, so these call the functions behind
+them with our class.
+"""
+
+import argparse
+import functools
+
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprints,
+    plan_experiment_dataset,
+    preprocess,
+)
+
+from hyspark_nnunet.planning.like import plan_like, source_plans_of
+from hyspark_nnunet.planning.planner import HySparKPlanner
+
+# of nnUNetv2_plan_and_preprocess
+PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
+
+
+def plan(arguments: argparse.Namespace) -> str:
+    """Fingerprints where they are missing, then plans.
+
+    Returns:
+        the name of the plans.
+    """
+    a = arguments
+    extract_fingerprints(
+        a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
+    )
+    names = [_plan_dataset(dataset, a) for dataset in a.d]
+    print(
+        f"Train with -p {names[0]}: HySparKPretrainTrainer, HySparKFinetuneTrainer, or nnUNetTrainer, which trains the "
+        "segmentation network from scratch"
+    )
+    return names[0]
+
+
+def plan_and_preprocess(arguments: argparse.Namespace) -> None:
+    """``plan``, then nnU-Net's preprocessing."""
+    a = arguments
+    name = plan(a)
+    if a.no_pp:
+        return
+    processes = [PROCESSES.get(c, 4) for c in a.c] if a.np is None else a.np
+    preprocess(a.d, name, a.c, processes, a.verbose, show_progress_bar=not a.no_pbar)
+
+
+def _plan_dataset(dataset: int, a: argparse.Namespace) -> str:
+    if a.like is not None:
+        source = source_plans_of(a.like, a.preset, a.like_plans)
+        target = {"gpu_memory_target_in_gb": a.gpu_memory_target, "preset": _preset_of(source, a.preset)}
+        return plan_like(HySparKPlanner(dataset, **target), source, a.overwrite_plans_name)
+    _, name = plan_experiment_dataset(
+        dataset,
+        functools.partial(HySparKPlanner, preset=a.preset),
+        a.gpu_memory_target,
+        a.preprocessor_name,
+        a.overwrite_target_spacing,
+        a.overwrite_plans_name,
+    )
+    return name
+
+
+def _preset_of(source: dict, preset: str) -> str:
+    """Plans of HySparKPlanner know their preset."""
+    for configuration in source["configurations"].values():
+        if "preset" in (configuration.get("hyspark") or {}):
+            return configuration["hyspark"]["preset"]
+    return preset

@@ -1,0 +1,78 @@
+"""Memory of a training step as a function of patch and batch: measured twice, then a straight line.
+
+Activations are proportional to the voxels of a batch, weights are not; so two runs of a network (see ``memory``) say
+what every other patch and batch of the same strides and kernels take, which a planner that tries dozens of them needs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+from hyspark_nnunet.architectures.from_plans import encoder_arguments
+from hyspark_nnunet.masking import unit_size
+from hyspark_nnunet.planning.memory import pretraining_bytes, segmentation_bytes
+from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
+from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.recipe import PretrainRecipe, resolve_recipe
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a step.
+
+    Args:
+        fixed: of weights, gradients and moments.
+        per_voxel: of a voxel of a patch.
+    """
+
+    fixed: float
+    per_voxel: float
+
+    def bytes_of(self, patch_size: Sequence[int], batch_size: int) -> float:
+        """Peak memory of a step."""
+        return self.fixed + self.per_voxel * prod(patch_size) * batch_size
+
+    def batch_size_for(self, n_bytes: float, patch_size: Sequence[int]) -> int:
+        """The largest batch that fits; may be 0."""
+        return max(0, int((n_bytes - self.fixed) / (self.per_voxel * prod(patch_size))))
+
+
+def pretraining_memory(configuration: dict[str, Any], input_channels: int, mixed_precision: bool = True) -> StepMemory:
+    """Memory of HySparKPretrainTrainer on a plan's configuration."""
+    manager = ConfigurationManager(configuration)
+    recipe = resolve_recipe(PretrainRecipe, configuration.get("hyspark"), environment={})
+    unit = unit_size(encoder_arguments(manager, recipe.preset)["strides"])
+    patch_size = [int(n) for n in configuration["patch_size"]]
+
+    def peak(batch_size: int) -> int:
+        with torch.device("meta"):
+            network = HySparKPretrainTrainer.build_network_architecture(None, manager, input_channels, 1)
+        return pretraining_bytes(
+            network, batch_size, input_channels, patch_size, unit, recipe.mask_ratio, mixed_precision
+        )
+
+    return _line(peak(2), peak(4), patch_size)
+
+
+def finetuning_memory(
+    configuration: dict[str, Any], input_channels: int, num_classes: int, mixed_precision: bool = True
+) -> StepMemory:
+    """Memory of HySparKFinetuneTrainer on a plan's configuration."""
+    manager = ConfigurationManager(configuration)
+    patch_size = [int(n) for n in configuration["patch_size"]]
+
+    def peak(batch_size: int) -> int:
+        with torch.device("meta"):
+            network = HySparKFinetuneTrainer.build_network_architecture(None, manager, input_channels, num_classes)
+        return segmentation_bytes(network, batch_size, input_channels, patch_size, mixed_precision)
+
+    return _line(peak(2), peak(4), patch_size)
+
+
+def _line(of_two: int, of_four: int, patch_size: Sequence[int]) -> StepMemory:
+    """The line through the peaks of batches of two and four patches."""
+    return StepMemory(fixed=2 * of_two - of_four, per_voxel=(of_four - of_two) / (2 * prod(patch_size)))

@@ -1,0 +1,36 @@
+"""Estimates against what processes really take, and against the estimates of other sizes."""
+
+import pytest
+
+from benchmarks.planner_memory import configuration_of, estimated, measured_in_a_fresh_process
+from hyspark_nnunet.planning.step_memory import StepMemory, finetuning_memory, pretraining_memory
+
+# larger ones: python benchmarks/planner_memory.py
+MEASURED = [("pretraining", [64, 64, 64]), ("finetuning", [48, 48, 48]), ("finetuning", [192, 192])]
+
+
+@pytest.mark.parametrize(("kind", "patch_size"), MEASURED)
+def test_the_estimate_is_what_a_fresh_process_takes(kind: str, patch_size: list[int]) -> None:
+    configuration = configuration_of(patch_size, "S")
+    estimate = estimated(kind, configuration, 4, mixed=False)
+    assert estimate == pytest.approx(measured_in_a_fresh_process(kind, configuration, 4, "cpu"), rel=0.15)
+
+
+def test_one_topology_is_measured_for_all_patches() -> None:
+    """From a small patch to one eight times as large: the line against the estimate itself."""
+    small, large = ({**configuration_of([64] * 3, "S"), "patch_size": [edge] * 3} for edge in (64, 128))
+    for memory in (lambda c: pretraining_memory(c, 1), lambda c: finetuning_memory(c, 1, 3)):
+        assert memory(small).bytes_of([128] * 3, 3) == pytest.approx(memory(large).bytes_of([128] * 3, 3), rel=0.02)
+
+
+def test_mixed_precision_takes_more_than_half() -> None:
+    """Weights, moments, and what autocast keeps in float32 (LayerNorm, losses) stay as large."""
+    full, mixed = (finetuning_memory(configuration_of([64] * 3, "S"), 1, 3, mixed) for mixed in (False, True))
+    assert 0.5 < mixed.per_voxel / full.per_voxel < 0.7
+
+
+def test_batches_that_fit() -> None:
+    memory = StepMemory(fixed=100, per_voxel=2)
+    assert memory.bytes_of([4, 4], 3) == 196
+    assert memory.batch_size_for(196, [4, 4]) == 3 and memory.batch_size_for(195, [4, 4]) == 2
+    assert memory.batch_size_for(50, [4, 4]) == 0

@@ -1,0 +1,155 @@
+"""The planner on data sets that are a fingerprint: large images without the images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from hyspark_nnunet.architectures import HySparKUNet
+from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.masking import mask_grid, unit_size
+from hyspark_nnunet.planning import arguments
+from hyspark_nnunet.planning.like import plan_like, source_plans_of
+from hyspark_nnunet.planning.memory import GIB
+from hyspark_nnunet.planning.planner import MEMORY_TARGET, PLANS_NAME, HySparKPlanner
+from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
+from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path
+
+
+def make_dataset(
+    root: Path,
+    number: int,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    n: int = 200,
+    channels: Sequence[str] = ("CT",),
+) -> str:
+    name = f"Dataset{number:03d}_Big"
+    raw, preprocessed = root / "nnUNet_raw" / name, root / "nnUNet_preprocessed" / name
+    for folder in (raw / "imagesTr", raw / "labelsTr", preprocessed):
+        folder.mkdir(parents=True)
+    tiny = sitk.GetImageFromArray(np.zeros((4, 4, 4), np.uint8))
+    files = [f"imagesTr/a_{index:04d}" for index in range(len(channels))]
+    for file in (*files, "labelsTr/a"):
+        sitk.WriteImage(tiny, str(raw / f"{file}.nii.gz"))
+    content = {
+        "channel_names": {str(index): channel for index, channel in enumerate(channels)},
+        "labels": {"background": 0, "organ": 1},
+        "numTraining": n,
+        "file_ending": ".nii.gz",
+    }
+    (raw / "dataset.json").write_text(json.dumps(content))
+    fingerprint = {
+        "spacings": [list(spacing)] * 3,
+        "shapes_after_crop": [list(shape)] * 3,
+        "foreground_intensity_properties_per_channel": {
+            str(index): {"mean": number, "std": 1, "percentile_00_5": 0, "percentile_99_5": 1}
+            for index in range(len(channels))
+        },
+        "median_relative_size_after_cropping": 1.0,
+    }
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    return name
+
+
+def written(root: Path, dataset: str, name: str) -> dict[str, Any]:
+    return json.loads((root / "nnUNet_preprocessed" / dataset / f"{name}.json").read_text())
+
+
+def test_patch_and_batches_fit_and_are_as_large_as_fits(folders: Path) -> None:
+    dataset = make_dataset(folders, 31, (300, 400, 400), (1.5, 1.0, 1.0))
+    planner = HySparKPlanner(31, 6, preset="S")
+    planner.plan_experiment()
+    plans = written(folders, dataset, "nnUNetHySparKSPlans")
+    assert set(plans["configurations"]) == {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
+    for name in ("2d", "3d_fullres", "3d_lowres"):
+        configuration = plans["configurations"][name]
+        patch, strides = configuration["patch_size"], configuration["architecture"]["arch_kwargs"]["strides"]
+        assert min(mask_grid(patch, unit_size(strides))) >= 4
+        assert configuration["hyspark"]["preset"] == "S"
+        batches = (configuration["hyspark"]["pretrain"]["batch_size"], configuration["batch_size"])
+        for memory, batch in zip(planner.memory(configuration), batches, strict=True):
+            assert memory.bytes_of(patch, batch) <= 5 * GIB < memory.bytes_of(patch, batch + 1) and batch >= 2
+    # of the 3d patch two samples fill more than half of what is there
+    fine = plans["configurations"]["3d_fullres"]
+    assert planner.memory(fine)[1].bytes_of(fine["patch_size"], 2) > 2.5 * GIB
+    manager = PlansManager(plans)
+    with torch.device("meta"):
+        cascade = manager.get_configuration("3d_cascade_fullres")
+        network = HySparKFinetuneTrainer.build_network_architecture(manager, cascade, 2, 2)
+    assert isinstance(network, HySparKUNet) and network.encoder.stem.weight.shape[0] == 16
+
+
+def test_small_data_sets_have_small_batches_and_keep_the_whole_image(folders: Path) -> None:
+    dataset = make_dataset(folders, 32, (36, 50, 36), (1.0, 1.0, 1.0), n=100)
+    HySparKPlanner(32, preset="S", plans_name="Mine").plan_experiment()
+    fullres = written(folders, dataset, "Mine")["configurations"]["3d_fullres"]
+    assert fullres["patch_size"] == [40, 56, 40]
+    # 5 % of a hundred images of 36 x 50 x 36 voxels
+    assert fullres["batch_size"] == fullres["hyspark"]["pretrain"]["batch_size"] == round(0.05 * 100 * 64800 / 89600)
+    # the preprocessed data of nnU-Net's own plans serve
+    assert fullres["data_identifier"] == "nnUNetPlans_3d_fullres"
+
+
+def test_the_commands_offer_the_presets() -> None:
+    assert set(arguments.PRESETS) == set(PRESETS) == set(MEMORY_TARGET) == set(PLANS_NAME)
+
+
+def test_nothing_fits(folders: Path) -> None:
+    make_dataset(folders, 33, (300, 400, 400), (1.5, 1.0, 1.0))
+    with pytest.raises(ValueError, match="no patch fits: .* memory target of 0.9 GB .* raise -gpu_memory_target"):
+        HySparKPlanner(33, 0.9, preset="S").plan_experiment()
+    with pytest.raises(ValueError, match="preset is 'XL', but it must be one of S, B, L"):
+        HySparKPlanner(33, preset="XL")
+
+
+def test_like_another_data_set(folders: Path) -> None:
+    """Topology and spacing of the one, normalisation and statistics of the other."""
+    theirs = make_dataset(folders, 34, (20, 100, 100), (5.0, 1.0, 1.0), channels=("MRI",))
+    ours = make_dataset(folders, 35, (120, 128, 128), (1.0, 1.0, 1.0), n=1000, channels=("CT", "CT"))
+    HySparKPlanner(34, preset="S").plan_experiment()
+    with pytest.raises(
+        FileNotFoundError, match="has no plans nnUNetHySparKPlans.json; it has nnUNetHySparKSPlans: name"
+    ):
+        source_plans_of("34", "B", None)
+    source = source_plans_of("34", "S", None)
+    name = plan_like(HySparKPlanner(35, preset="S"), source)
+    plans = written(folders, ours, name)
+    assert (name, plans["dataset_name"], theirs) == ("nnUNetHySparKSPlansLike034", ours, source["dataset_name"])
+    assert plans["foreground_intensity_properties_per_channel"]["1"]["mean"] == 35
+    mine, like = plans["configurations"]["3d_fullres"], source["configurations"]["3d_fullres"]
+    for same in ("spacing", "patch_size", "architecture"):
+        assert mine[same] == like[same]
+    assert mine["normalization_schemes"] == ["CTNormalization"] * 2
+    assert mine["median_image_size_in_voxels"] == [24, 128, 128]
+    assert mine["data_identifier"] == "nnUNetHySparKSPlansLike034_3d_fullres"
+    assert mine["hyspark"]["pretrain"]["batch_size"] >= like["hyspark"]["pretrain"]["batch_size"]
+    with pytest.raises(ValueError, match="names Dataset034_Big itself"):
+        plan_like(HySparKPlanner(34, preset="S"), source)
+
+
+def test_a_plan_that_names_our_architecture_has_its_preset(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(folders, 36, (36, 50, 36), (1.0, 1.0, 1.0))
+    HySparKPlanner(36, preset="S").plan_experiment()
+    plans = {**written(folders, dataset, "nnUNetHySparKSPlans"), "continue_training": False}
+    content = json.loads((folders / "nnUNet_raw" / dataset / "dataset.json").read_text())
+    for trainer in (HySparKPretrainTrainer, HySparKFinetuneTrainer):
+        assert trainer(dict(plans), "3d_fullres", 0, content, torch.device("cpu")).recipe.preset == "S"
+        monkeypatch.setenv("HYSPARK_PRESET", "L")
+        with pytest.raises(ValueError, match=r"stages \(16, 32, 64, 128\) of preset S, but the recipe says preset L"):
+            trainer(dict(plans), "3d_fullres", 0, content, torch.device("cpu"))
+        monkeypatch.delenv("HYSPARK_PRESET")

@@ -1,0 +1,282 @@
+"""What docs/nnunet_features.md promises, with nnU-Net's real commands on made data.
+
+Two data sets in one project share the work: one is anisotropic with an ignore label, in 3d and 2d; one has regions and
+a cascade.
+"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from hyspark_nnunet.checkpoints.storage import read_checkpoint
+from tests.installations import Installation, build_wheel, copy_sources
+from tests.nnunet_cases import write_balls
+from tests.nnunet_project import FINETUNER, PRETRAINER, Project
+
+FLAT, NESTED = "Dataset021_Flat", "Dataset022_Nested"
+PLANS = "nnUNetHySparKSPlans"
+LIKE = f"{PLANS}Like021"
+# nnU-Net's own trainer, shorter
+SHORT_TRAINER = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class nnUNetTrainerShort(nnUNetTrainer):
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+"""
+# as much of the package as nnU-Net's logger calls; writes down what it is told
+WANDB = """
+import json, os
+
+
+class Config(dict):
+    pass
+
+
+class Summary(dict):
+    def __setitem__(self, key, value):
+        note("summary", {key: value})
+
+
+class Run:
+    step, config, summary = 0, Config(), Summary()
+
+    def log(self, values, step):
+        note("log", {**values, "step": step})
+
+
+def note(kind, values):
+    with open(os.environ["WANDB_NOTES"], "a") as file:
+        file.write(json.dumps([kind, values], default=float) + "\\n")
+
+
+def init(**settings):
+    note("init", {"project": settings["project"]})
+    return Run()
+"""
+
+
+def voxels(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def plan(project: Project, dataset: int, *more: str) -> str:
+    arguments = ("-d", str(dataset), "-preset", "S", "-np", "2", "-npfp", "2", "--no_pbar", *more)
+    return project.run("hyspark_nnunet", "plan_and_preprocess", *arguments, nnUNet_n_proc_DA="1")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Both data sets planned and preprocessed.
+
+    The second has a plan of its own and one like the first's; its configurations of a cascade are written by hand, as
+    nnU-Net plans them for larger images alone.
+    """
+    project = Project(tmp_path_factory.mktemp("features"))
+    project.make_folders()
+    labels = {"background": 0, "shell": 1, "ball": 2, "ignore": 3}
+    write_balls(project.raw, 21, "Flat", labels, shape=(8, 32, 32), spacing=(5.0, 1.0, 1.0))
+    regions = {"background": 0, "whole": [1, 2], "ball": 2}
+    write_balls(project.raw, 22, "Nested", regions, shape=(32, 32, 32), regions_class_order=[1, 2])
+    plan(project, 21, "-c", "3d_fullres", "2d")
+    plan(project, 22, "-c", "3d_fullres", "--like", "21")
+    plan(project, 22, "-c", "3d_fullres")
+    file = project.preprocessed / NESTED / f"{PLANS}.json"
+    plans = json.loads(file.read_text())
+    coarse = {
+        "inherits_from": "3d_fullres",
+        "data_identifier": f"{PLANS}_3d_lowres",
+        "spacing": [2 * s for s in plans["configurations"]["3d_fullres"]["spacing"]],
+        "next_stage": "3d_cascade_fullres",
+    }
+    plans["configurations"] |= {
+        "3d_lowres": coarse,
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    file.write_text(json.dumps(plans))
+    project.run("nnUNetv2_preprocess", "-d", "22", "-plans_name", PLANS, "-c", "3d_lowres", "-np", "2")
+    return project
+
+
+def pretrain(project: Project, dataset: str, configuration: str, plans: str = PLANS, **variables: str) -> Path:
+    """The folder of a finished pre-training."""
+    number = int(dataset[7:10])
+    project.train(number, "all", PRETRAINER, "-p", plans, configuration=configuration, **variables)
+    return project.fold_folder(dataset, PRETRAINER, "all", configuration, plans)
+
+
+def finetune(project: Project, dataset: str, fold: str, configuration: str, weights: Path, *more: str) -> Path:
+    """The folder of a finished fine-tuning."""
+    arguments = ("-p", PLANS, "-pretrained_weights", str(weights / "checkpoint_final.pth"), *more)
+    project.train(int(dataset[7:10]), fold, FINETUNER, *arguments, configuration=configuration)
+    return project.fold_folder(dataset, FINETUNER, fold, configuration, PLANS)
+
+
+# ------------------------------------------------------------------- anisotropic, ignore label, 3d and 2d
+
+
+@pytest.fixture(scope="module")
+def flat(project: Project) -> dict[str, Path]:
+    """Folders of fine-tunings on the flat volumes and on their slices, with softmax outputs."""
+    folders = {}
+    notes, package = project.root / "wandb.jsonl", project.root / "packages/wandb.py"
+    package.parent.mkdir()
+    package.write_text(WANDB)
+    python_path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
+    wandb = {"nnUNet_wandb_enabled": "1", "WANDB_NOTES": str(notes), "PYTHONPATH": python_path}
+    for configuration, variables in (("3d_fullres", {}), ("2d", wandb)):
+        weights = pretrain(project, FLAT, configuration, **variables)
+        folders[configuration] = finetune(project, FLAT, "0", configuration, weights, "--npz")
+    return folders
+
+
+def test_anisotropic_plans_and_dummy_2d_augmentation(project: Project, flat: dict[str, Path]) -> None:
+    plans = json.loads((project.preprocessed / FLAT / f"{PLANS}.json").read_text())["configurations"]
+    architecture = plans["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert architecture["kernel_sizes"][0] == [1, 3, 3] and architecture["strides"][1] == [1, 2, 2]
+    assert plans["3d_fullres"]["spacing"][0] == 5
+    for configuration, is_dummy_2d in (("3d_fullres", True), ("2d", False)):
+        for folder in (flat[configuration], project.fold_folder(FLAT, PRETRAINER, "all", configuration, PLANS)):
+            log = next(folder.glob("training_log_*.txt")).read_text()
+            assert f"do_dummy_2d_data_aug: {is_dummy_2d}" in log
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_pretraining_of_slices_and_of_flat_volumes(project: Project, flat: dict[str, Path], configuration: str) -> None:
+    folder = project.fold_folder(FLAT, PRETRAINER, "all", configuration, PLANS)
+    summary = json.loads((folder / "validation/summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 5 and 0.5 < summary["mean"]["reconstruction_loss"] < 1.5
+    # in 2d every slice is a patch
+    assert summary["metric_per_case"][0]["n_patches"] == (8 if configuration == "2d" else 1)
+    assert (folder / "reconstructions/epoch_0002.png").is_file() and (folder / "validation/ball_0.png").is_file()
+    report = json.loads((flat[configuration] / "pretrained_weights_report.json").read_text())
+    assert report["encoder_share"] == 1
+
+
+def test_the_probe_is_logged_and_reaches_wandb(project: Project, flat: dict[str, Path]) -> None:
+    """And with it all that is logged; the ignore label has no Dice."""
+    folder = project.fold_folder(FLAT, PRETRAINER, "all", "2d", PLANS)
+    curve = read_checkpoint(folder / "checkpoint_final.pth")["logging"]["probe_dice"]
+    assert len(curve) == 2 and all(0 < dice <= 1 for dice in curve)
+    log = next(folder.glob("training_log_*.txt")).read_text()
+    assert "label 2 " in log and "label 3 " not in log
+    notes = [json.loads(line) for line in (project.root / "wandb.jsonl").read_text().splitlines()]
+    assert ["init", {"project": "nnunet"}] in notes
+    logged = {key for kind, values in notes if kind == "log" for key in values}
+    assert {"train_losses", "val_losses", "lrs", "probe_dice"} <= logged
+    assert ["log", {"probe_dice": curve[1], "step": 1}] in notes
+    assert any(kind == "summary" and "final_val/reconstruction_loss" in values for kind, values in notes)
+
+
+def test_configurations_are_compared_and_ensembled(project: Project, flat: dict[str, Path], tmp_path: Path) -> None:
+    for configuration, folder in flat.items():
+        assert list((folder / "validation").glob("*.npz"))
+        more = ("-p", PLANS, "--save_probabilities")
+        project.predict(FLAT, "0", FINETUNER, tmp_path / configuration, *more, configuration=configuration)
+    folders = [str(tmp_path / configuration) for configuration in flat]
+    project.run("nnUNetv2_ensemble", "-i", *folders, "-o", str(tmp_path / "both"), "-np", "1")
+    predicted = voxels(tmp_path / "both/ball_0.nii.gz")
+    # the ignore label is none that is predicted
+    assert predicted.shape == (8, 32, 32) and predicted.max() <= 2
+    arguments = ("21", "-c", "3d_fullres", "2d", "-f", "0", "-tr", FINETUNER, "-p", PLANS, "-np", "1")
+    printed = project.run("nnUNetv2_find_best_configuration", *arguments)
+    assert f"ensemble___{FINETUNER}" in printed and (project.results / FLAT / "inference_instructions.txt").is_file()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None,
+    reason="building the package needs setuptools and pip in the interpreter that runs the tests",
+)
+def test_a_model_exported_here_predicts_in_a_fresh_environment(
+    project: Project, flat: dict[str, Path], tmp_path: Path
+) -> None:
+    """An environment in which nothing was done but install the package (what it needs is lent, which saves minutes)."""
+    made = Installation(tmp_path / "venv")
+    made.show_dependencies()
+    made.pip("install", "--no-deps", "--no-index", build_wheel(copy_sources(tmp_path / "sources"), tmp_path / "wheel"))
+    archive = tmp_path / "model.zip"
+    arguments = ("-d", "21", "-o", str(archive), "-c", "2d", "-tr", FINETUNER, "-p", PLANS, "-f", "0")
+    project.run("nnUNetv2_export_model_to_zip", *arguments)
+    elsewhere = Project(tmp_path)
+    elsewhere.make_folders()
+    command = "import sys; from nnunetv2.{} import {} as main; main()"
+    install = command.format("model_sharing.entry_points", "install_from_zip_entry_point")
+    made.python_runs(install, archive, **elsewhere.variables())
+    predict = command.format("inference.predict_from_raw_data", "predict_entry_point")
+    words = [
+        "-d",
+        "21",
+        "-c",
+        "2d",
+        "-f",
+        "0",
+        "-tr",
+        FINETUNER,
+        "-p",
+        PLANS,
+        "-device",
+        "cpu",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+    ]
+    images = project.raw / FLAT / "imagesTs"
+    made.python_runs(predict, *words, "-i", images, "-o", tmp_path / "there", **elsewhere.variables())
+    project.predict(FLAT, "0", FINETUNER, tmp_path / "here", "-p", PLANS, configuration="2d")
+    assert np.array_equal(voxels(tmp_path / "there/ball_0.nii.gz"), voxels(tmp_path / "here/ball_0.nii.gz"))
+
+
+def test_nnunets_own_trainer_on_our_plans(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "short_trainer.py").write_text(SHORT_TRAINER)
+    folders = os.pathsep.join(filter(None, [os.environ.get("nnUNet_extTrainer"), str(tmp_path)]))
+    trainer = "nnUNetTrainerShort"
+    project.train(22, "all", trainer, "-p", PLANS, nnUNet_extTrainer=folders)
+    to = tmp_path / "predicted"
+    project.predict(NESTED, "all", trainer, to, "-p", PLANS, nnUNet_extTrainer=folders)
+    assert voxels(to / "ball_0.nii.gz").shape == (32, 32, 32)
+    folder = project.fold_folder(NESTED, trainer, "all", plans=PLANS)
+    assert "encoder.vit.norm.weight" in read_checkpoint(folder / "checkpoint_final.pth")["network_weights"]
+
+
+# ------------------------------------------------------------------------------------ regions and a cascade
+
+
+def test_regions_and_a_cascade_from_a_pretraining_like_another_data_set(project: Project, tmp_path: Path) -> None:
+    """Regions, pre-trained on the plans of the flat volumes; both stages of the cascade are fine-tuned from there."""
+    weights = pretrain(project, NESTED, "3d_fullres", LIKE)
+    refused = project.train(22, "all", PRETRAINER, "-p", PLANS, configuration="3d_cascade_fullres", ok=False)
+    assert "second stage of a cascade" in refused and "pre-train on '3d_lowres'" in refused
+    finetune(project, NESTED, "all", "3d_lowres", weights)
+    folder = finetune(project, NESTED, "all", "3d_cascade_fullres", weights)
+    report = json.loads((folder / "pretrained_weights_report.json").read_text())
+    assert report["encoder_share"] == 1
+    stem = next(entry for entry in report["tensors"] if entry["name"] == "encoder.stem.weight")
+    assert "channels of the previous stage's segmentation: 2 start at zero" in stem["why"]
+    trained = read_checkpoint(folder / "checkpoint_final.pth")
+    # an image and a channel for each label; the weights of the latter have begun to learn
+    stem_weight = trained["network_weights"]["encoder.stem.weight"]
+    assert stem_weight.shape[1] == 3 and 0 < stem_weight[:, 1:].abs().max() < 0.01
+    assert trained["hyspark"]["regions"] == [[1, 2], [2]]
+
+    project.predict(NESTED, "all", FINETUNER, tmp_path / "coarse", "-p", PLANS, configuration="3d_lowres")
+    more = ("-p", PLANS, "-prev_stage_predictions", str(tmp_path / "coarse"))
+    project.predict(NESTED, "all", FINETUNER, tmp_path / "fine", *more, configuration="3d_cascade_fullres")
+    predicted = voxels(tmp_path / "fine/ball_0.nii.gz")
+    assert predicted.shape == (32, 32, 32) and set(np.unique(predicted)) <= {0, 1, 2}
+
+
+def test_the_same_plans_for_both_data_sets(project: Project) -> None:
+    own, like = (
+        json.loads((project.preprocessed / dataset / f"{plans}.json").read_text())["configurations"]["3d_fullres"]
+        for dataset, plans in ((FLAT, PLANS), (NESTED, LIKE))
+    )
+    assert own["architecture"] == like["architecture"] and own["spacing"] == like["spacing"]
+    assert own["data_identifier"] == "nnUNetPlans_3d_fullres" and like["data_identifier"] == f"{LIKE}_3d_fullres"

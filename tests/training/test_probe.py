@@ -1,0 +1,106 @@
+"""The linear probe: what it fits and scores, and when it is on."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyspark_nnunet.training.probe import LinearProbe, divided, has_labels
+
+
+class Loader:
+    """A case whose second class lies where the image is bright, seen through noise that differs from case to case."""
+
+    def __init__(self, spatial: tuple[int, ...]) -> None:
+        self.spatial = spatial
+
+    def generate_train_batch(self) -> dict:
+        target = np.zeros(self.spatial, np.int16)
+        starts = [np.random.randint(1, n // 2) for n in self.spatial]
+        target[tuple(slice(a, a + n // 3) for a, n in zip(starts, self.spatial, strict=True))] = 1
+        target[..., 0], target[..., -1] = 7, -1  # not annotated; outside
+        image = target.clip(0, 1) + np.random.normal(0, 0.3, self.spatial)
+        batch = {"data": image, "target": target}
+        return {name: torch.from_numpy(array)[None, None].float() for name, array in batch.items()}
+
+
+class Encoder(nn.Module):
+    """Two stages: the image, or noise in its place; and a coarser one without meaning."""
+
+    def __init__(self, sees: bool) -> None:
+        super().__init__()
+        self.sees = sees
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        pool = {3: nn.functional.avg_pool1d, 4: nn.functional.avg_pool2d, 5: nn.functional.avg_pool3d}[image.ndim]
+        first = image if self.sees else torch.randn_like(image)
+        return [torch.cat([first, first.square()], 1), torch.randn_like(pool(image, 2))]
+
+
+def make(spatial: tuple[int, ...]) -> LinearProbe:
+    return LinearProbe.drawn_from([Loader(spatial)] * 3, [Loader(spatial)] * 3, ignore_label=7)
+
+
+@pytest.mark.parametrize("spatial", [(12, 16, 12), (24, 32)])
+def test_features_that_tell_the_classes_apart_score_high(spatial: tuple[int, ...]) -> None:
+    probe, cpu = make(spatial), torch.device("cpu")
+    seeing, blind = (probe.score(Encoder(sees), cpu) for sees in (True, False))
+    assert set(seeing) == {1} and seeing.mean == seeing[1]
+    assert seeing.mean > 0.6 > 0.3 > blind.mean
+
+
+def test_patches_and_voxels_are_the_same_in_every_run_and_numpy_is_left_alone() -> None:
+    np.random.seed(1)
+    first, expected = make((12, 16, 12)), np.random.rand()
+    np.random.seed(1)
+    second = make((12, 16, 12))
+    for one, two in zip([*first.to_fit, *first.to_score], [*second.to_fit, *second.to_score], strict=True):
+        assert torch.equal(one.image, two.image) and torch.equal(one.places, two.places)
+    assert np.random.rand() == expected
+    np.random.seed(1)
+    assert np.random.rand() == expected
+
+
+def test_places_are_the_voxels_of_the_labels() -> None:
+    """grid_sample at a place gives the voxel itself: brightness and label belong together."""
+    for patch in make((12, 16, 12)).to_score:
+        assert set(patch.labels.tolist()) == {0, 1}
+        places = patch.places.view(1, -1, 1, 1, 3).to(patch.image)
+        sampled = nn.functional.grid_sample(patch.image[None], places, align_corners=False).flatten()
+        assert sampled[patch.labels == 1].mean() == pytest.approx(1, abs=0.05)
+        assert sampled[patch.labels == 0].mean() == pytest.approx(0, abs=0.05)
+        assert len({tuple(place) for place in patch.places.tolist()}) == len(patch.places) == 12 * 16 * 10
+
+
+def test_a_class_that_is_nowhere_has_no_score() -> None:
+    probe = make((12, 16, 12))
+    for patch in probe.to_score:
+        patch.labels.zero_()
+    score = probe.score(Encoder(True), torch.device("cpu"))
+    assert score == {} and math.isnan(score.mean)
+
+
+def test_cases_to_fit_and_to_score_are_different_cases() -> None:
+    cases = [f"case_{index:02d}" for index in range(40)]
+    fit, score = divided(cases[:30], cases[30:], 4)
+    assert fit == ["case_00", "case_07", "case_15", "case_22"] and score == ["case_30", "case_32", "case_35", "case_37"]
+    # fold "all" validates on its training cases
+    fit, score = divided(cases, cases, 50)
+    assert len(fit) == len(score) == 20 and not set(fit) & set(score)
+    assert divided(["one"], ["one"], 8) == [["one"], []]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"labels": {"background": 0, "liver": 1}}, True),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, True),
+        ({"labels": {"background": 0, "ignore": 1}}, False),
+        ({"labels": {"background": 0, "body": 1}}, False),
+        ({"labels": {"background": 0, "liver": 1}, "hyspark_nnunet": {"labels": "foreground"}}, False),
+    ],
+)
+def test_which_data_sets_are_labelled(content: dict, expected: bool) -> None:
+    assert has_labels(content) is expected
