@@ -1,8 +1,8 @@
 """Memory of a training step as the planner estimates it, and as it is: each measured in a fresh process.
 
-    python benchmarks/planner_memory.py                          # CPU: float32, peak resident memory
-    python benchmarks/planner_memory.py --device cuda            # AMP, peak of torch's allocator
-    python benchmarks/planner_memory.py --presets S --patches 64 96
+    python -m benchmarks.planner_memory                          # CPU: float32, peak resident memory
+    python -m benchmarks.planner_memory --device cuda            # AMP, peak of torch's allocator
+    python -m benchmarks.planner_memory --presets S --patches 64 96
 
 Measured is what two steps add to the process that has imported everything: weights, gradients, AdamW's moments,
 activations and transient buffers.
@@ -10,7 +10,7 @@ activations and transient buffers.
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,13 +21,16 @@ from typing import Any
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from benchmarks.measuring import PeakMemory
 from hyspark_nnunet.architectures.from_plans import encoder_arguments
+from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.planning.memory import of_nnunets_loss
 from hyspark_nnunet.planning.step_memory import finetuning_memory, pretraining_memory
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.recipe import PretrainRecipe
 
 KINDS = ("pretraining", "finetuning")
 CLASSES = 3
@@ -65,8 +68,10 @@ def measure(kind: str, configuration: dict[str, Any], batch_size: int, device: s
     unit = unit_size(encoder_arguments(manager, configuration["hyspark"]["preset"])["strides"])
     grid = mask_grid(patch_size, unit)
     torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3)).sum()  # the libraries of a first step
-    before = _resident()
+    peak = PeakMemory(torch.device(device))
     network = trainer.build_network_architecture(None, manager, 1, CLASSES).to(device)  # type: ignore[arg-type]
+    if kind == "pretraining":
+        set_recomputation(network, PretrainRecipe().activation_checkpointing)
     optimizer = torch.optim.AdamW(network.parameters())
     for _ in range(2):
         image = torch.rand(batch_size, 1, *patch_size, device=device)
@@ -79,21 +84,20 @@ def measure(kind: str, configuration: dict[str, Any], batch_size: int, device: s
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-
-
-def _resident() -> int:
-    """Bytes of this process in memory now (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return peak.bytes()
 
 
 def measured_in_a_fresh_process(kind: str, configuration: dict[str, Any], batch_size: int, device: str) -> int:
     """``measure``, where nothing was allocated before."""
     words = json.dumps([kind, configuration, batch_size, device])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--one", words], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.planner_memory", "--one", words],
+        # blocks go back to the system when they are freed: counted is what tensors hold, not what glibc's heap keeps
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        cwd=Path(__file__).resolve().parent.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return int(done.stdout.split()[-1])
 

@@ -13,6 +13,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from hyspark_nnunet.architectures.from_plans import encoder_arguments
+from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import unit_size
 from hyspark_nnunet.planning.memory import pretraining_bytes, segmentation_bytes
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
@@ -51,6 +52,7 @@ def pretraining_memory(configuration: dict[str, Any], input_channels: int, mixed
     def peak(batch_size: int) -> int:
         with torch.device("meta"):
             network = HySparKPretrainTrainer.build_network_architecture(None, manager, input_channels, 1)
+        set_recomputation(network, recipe.activation_checkpointing)
         return pretraining_bytes(
             network, batch_size, input_channels, patch_size, unit, recipe.mask_ratio, mixed_precision
         )
@@ -61,7 +63,7 @@ def pretraining_memory(configuration: dict[str, Any], input_channels: int, mixed
 def finetuning_memory(
     configuration: dict[str, Any], input_channels: int, num_classes: int, mixed_precision: bool = True
 ) -> StepMemory:
-    """Memory of HySparKFinetuneTrainer on a plan's configuration."""
+    """Memory of fine-tuning on a plan's configuration; nothing recomputed, as by nnU-Net's own trainer."""
     manager = ConfigurationManager(configuration)
     patch_size = [int(n) for n in configuration["patch_size"]]
 

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.planner_memory import configuration_of, estimated, measured_in_a_fresh_process
 from hyspark_nnunet.planning.step_memory import StepMemory, finetuning_memory, pretraining_memory
 
-# larger ones: python benchmarks/planner_memory.py
+# larger ones: python -m benchmarks.planner_memory
 MEASURED = [("pretraining", [64, 64, 64]), ("finetuning", [48, 48, 48]), ("finetuning", [192, 192])]
 
 
