@@ -12,6 +12,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
+from hyspark_nnunet.checkpoints.storage import plain
 from hyspark_nnunet.training.continuing import BEST, FINAL, LATEST, PREVIOUS
 from hyspark_nnunet.training.randomness import generator_states, restore_generators, seed_generators
 from hyspark_nnunet.training.ranks import any_rank, every_rank, from_torchrun, of_first_rank, world_size
@@ -102,7 +103,7 @@ class TrainingLoop(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._iteration_in_epoch = self._skipped_in_epoch = 0
-        seed_generators(self.seed, self.current_epoch, self.local_rank, self.mask_generator)
+        seed_generators(self.seed, self.current_epoch, self.local_rank, masks=self.mask_generator)
 
     def _take_up_epoch(self) -> None:
         """Goes to where an interrupted epoch was; to the start of others."""
@@ -121,6 +122,8 @@ class TrainingLoop(nnUNetTrainer):
                 "others from here on."
             )
             losses = np.mean([state["losses"] for state in states], axis=0).tolist()
+            here = (self.current_epoch, self.local_rank, self._iteration_in_epoch)
+            seed_generators(self.seed, *here, masks=self.mask_generator)
         self.print_to_log_file(f"Continuing after {self._iteration_in_epoch} steps of this epoch")
         self._train_outputs = [{"loss": loss} for loss in losses]
 
@@ -208,6 +211,8 @@ class TrainingLoop(nnUNetTrainer):
         it would judge by another value.
         """
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        # as a checkpoint gives them back: nnU-Net averages its Dice, in float32 or float64 as the numbers before are
+        self.logger.load_checkpoint(plain(self.logger.get_checkpoint()))
         train_loss, val_loss, start, end = (
             self.logger.get_value(key, step=-1)
             for key in ("train_losses", "val_losses", "epoch_start_timestamps", "epoch_end_timestamps")

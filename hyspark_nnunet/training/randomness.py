@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 
-def seed_generators(seed: int, epoch: int, rank: int, masks: torch.Generator) -> None:
+def seed_generators(seed: int, epoch: int, rank: int, step: int = 0, *, masks: torch.Generator) -> None:
     """Seeds the generators of Python, NumPy and torch, and that of the masks, each with a number of its own."""
-    numbers = np.random.SeedSequence((seed, epoch, rank)).generate_state(4, np.uint64) >> np.uint64(1)
+    numbers = np.random.SeedSequence((seed, epoch, rank, step)).generate_state(4, np.uint64) >> np.uint64(1)
     random.seed(int(numbers[0]))
     np.random.seed(int(numbers[1] % 2**32))
     torch.manual_seed(int(numbers[2]))

@@ -37,13 +37,13 @@ class SavedTraining(TrainingLoop):
 
     network: Any
     was_initialized: bool
+    # epochs for which the learning-rate curve was drawn first
+    curve_epochs: int
 
     def __init__(self, plans: dict, *args: Any, **kwargs: Any) -> None:
         # of --c; nnU-Net takes it out of the plans
         self._continue = bool(plans.get("continue_training", False))
         super().__init__(plans, *args, **kwargs)
-        # epochs for which the learning-rate curve was drawn first
-        self.curve_epochs = self.num_epochs
         self._started_from: str | None = None
         self._may_overwrite = False
         self._latest_is_whole = False

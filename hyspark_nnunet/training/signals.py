@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic
 from types import FrameType, TracebackType
 
@@ -30,7 +31,8 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._earlier.items():
+        # on its way out a process may still get the request's second copy
+        for number, handler in self._earlier.items() if self.signal is None else ():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -40,7 +42,7 @@ class StopRequest:
                 _die_of(number)
         elif self.signal is None:
             self.signal, self._at = signal.Signals(number).name, monotonic()
-            print(f"\n{self.signal} received: ending after this step. A second signal ends at once.", flush=True)
+            _say(f"{self.signal} received: ending after this step. A second signal ends at once.")
         elif monotonic() - self._at > SAME_REQUEST_SECONDS:
             _die_of(number)
 
@@ -50,6 +52,12 @@ def _die_of(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def _say(text: str) -> None:
+    # not by print, which fails where the signal came in the middle of another print
+    with suppress(OSError):
+        os.write(1, f"\n{text}\n".encode())
+
+
 def leave_on_signal(message: str) -> None:
     """From now on a signal prints the message and exits with 0: for work that can be repeated as a whole."""
     process = os.getpid()
@@ -57,7 +65,7 @@ def leave_on_signal(message: str) -> None:
     def leave(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
             _die_of(number)
-        print(f"\n{signal.Signals(number).name} received. {message}", flush=True)
+        _say(f"{signal.Signals(number).name} received. {message}")
         sys.exit(0)
 
     if threading.current_thread() is threading.main_thread():

@@ -73,11 +73,11 @@ def draw(masks: torch.Generator) -> list[float]:
 
 def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
     masks = torch.Generator()
-    seed_generators(5, 2, 0, masks)
+    seed_generators(5, 2, 0, masks=masks)
     draw(masks)
     write_atomically(generator_states(masks), tmp_path / "states.pth")
     expected = [draw(masks) for _ in range(3)]
-    seed_generators(6, 0, 0, masks)
+    seed_generators(6, 0, 0, masks=masks)
     restore_generators(read_checkpoint(tmp_path / "states.pth"), masks)
     assert [draw(masks) for _ in range(3)] == expected
 
@@ -85,10 +85,10 @@ def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
 def test_every_epoch_and_rank_has_its_own_numbers() -> None:
     masks = torch.Generator()
     drawn = []
-    for seed, epoch, rank in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (2**63 - 1, 9, 9)]:
-        seed_generators(seed, epoch, rank, masks)
+    for where in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0, 1), (1, 0, 1), (2**63 - 1, 9, 9)]:
+        seed_generators(*where, masks=masks)
         drawn.append(draw(masks))
-        seed_generators(seed, epoch, rank, masks)
+        seed_generators(*where, masks=masks)
         assert draw(masks) == drawn[-1]
     numbers = [number for numbers in drawn for number in numbers]
     assert len(set(numbers)) == len(numbers)

@@ -48,32 +48,32 @@ class Recording:
         parameters = torch.cat([p.detach().flatten() for p in self.bare_network.parameters()])
         torch.save(parameters, f"{os.environ['RECORD']}.{self.local_rank}.pt")
 
-    def difference_from_one_process(self, batch: dict) -> float:
-        """Largest difference of DDP's gradients from those of one process with the joint batch, relative to the
-        largest gradient of each parameter; float64, BatchNorm in eval. The trainer's own loss of a batch."""
+    def difference_from_one_process(self, batch: dict) -> float | None:
+        """How far DDP's gradients are from those of one process with the joint batch, as a part of the latter.
+
+        In float64, BatchNorm in eval, by the trainer's own loss of a batch; None on other ranks than 0.
+        """
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, batch)
-        kept = self.network, self.loss, self.batch_size, self.is_ddp
         bare = copy.deepcopy(self.bare_network).double().eval()
         here, alone = copy.deepcopy(bare), copy.deepcopy(bare)
+        kept = self.network, self.loss, self.batch_size, self.is_ddp
         self.network = DistributedDataParallel(here)
         self.mask_generator.manual_seed(self.local_rank)
         self.batch_loss(_double(batch)).backward()
-
-        self.network, self.batch_size, self.is_ddp = alone, self.global_batch_size, False
-        self.loss = self._build_loss()
-        self.joint_loss([_double(part) for part in parts]).backward()
+        if self.local_rank == 0:
+            self.network, self.batch_size, self.is_ddp = alone, self.global_batch_size, False
+            self.loss = self._build_loss()
+            self.joint_loss([_double(part) for part in parts]).backward()
         self.network, self.loss, self.batch_size, self.is_ddp = kept
-
-        differences = []
-        for (name, one), (_, other) in zip(alone.named_parameters(), here.named_parameters(), strict=True):
-            if one.grad is None:
-                assert other.grad is None, name
-                continue
-            # a bias before a BatchNorm in eval has a gradient; none is zero in theory
-            scale = max(float(one.grad.abs().max()), 1e-12)
-            differences.append(float((one.grad - other.grad).abs().max()) / scale)
-        return max(differences)
+        if self.local_rank != 0:
+            return None
+        pairs = list(zip(alone.parameters(), here.parameters(), strict=True))
+        assert all((one.grad is None) == (other.grad is None) for one, other in pairs)
+        pairs = [(one.grad, other.grad) for one, other in pairs if one.grad is not None]
+        # a bias before a norm has no gradient but what rounding leaves of it
+        floor = 1e-6 * max(float(one.abs().max()) for one, _ in pairs)
+        return max(float((one - other).abs().max() / one.abs().max().clamp_min(floor)) for one, other in pairs)
 
 
 def _double(batch: dict) -> dict:
