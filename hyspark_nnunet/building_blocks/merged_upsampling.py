@@ -86,7 +86,7 @@ class MergedUpsampling(nn.Module):
         self.register_buffer("index", _source_index(axes, kernel), persistent=False)
 
     def pays(self, fine_voxels: int, channels: int, out_channels: int) -> bool:
-        """Whether merging saves more operations than merging the kernels costs.
+        """Whether merging saves more than merging the kernels costs, in operations and in memory.
 
         Args:
             fine_voxels: of the whole batch.
@@ -94,8 +94,8 @@ class MergedUpsampling(nn.Module):
             out_channels: of the convolution.
         """
         saved = fine_voxels * channels * (channels + (prod(self.kernel) - prod(self.taps)) * out_channels)
-        merging = self.parities**2 * prod(self.taps) * channels**2 * out_channels
-        return saved > merging / MATRIX_PRODUCT_SPEED
+        spread = self.parities**2 * prod(self.taps) * channels * out_channels  # numbers, see merged_weight
+        return saved > spread * channels / MATRIX_PRODUCT_SPEED and fine_voxels * channels > spread
 
     def forward(self, image: Tensor, up_weight: Tensor, up_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(B, C, *spatial) to (B, E, *(spatial * stride)), in torch's ``channels_last`` memory format.

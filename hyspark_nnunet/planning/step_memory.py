@@ -4,9 +4,9 @@ Activations are proportional to the voxels of a batch, weights are not; so two r
 what every other patch and batch of the same strides and kernels take, which a planner that tries dozens of them needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from hyspark_nnunet.planning.memory import pretraining_bytes, segmentation_bytes
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from hyspark_nnunet.training.recipe import PretrainRecipe, resolve_recipe
+
+PROBED_VOXELS = 2**20
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def pretraining_memory(configuration: dict[str, Any], input_channels: int, mixed
             network, batch_size, input_channels, patch_size, unit, recipe.mask_ratio, mixed_precision
         )
 
-    return _line(peak(2), peak(4), patch_size)
+    return _line(peak, patch_size)
 
 
 def finetuning_memory(
@@ -72,9 +74,12 @@ def finetuning_memory(
             network = HySparKFinetuneTrainer.build_network_architecture(None, manager, input_channels, num_classes)
         return segmentation_bytes(network, batch_size, input_channels, patch_size, mixed_precision)
 
-    return _line(peak(2), peak(4), patch_size)
+    return _line(peak, patch_size)
 
 
-def _line(of_two: int, of_four: int, patch_size: Sequence[int]) -> StepMemory:
-    """The line through the peaks of batches of two and four patches."""
-    return StepMemory(fixed=2 * of_two - of_four, per_voxel=(of_four - of_two) / (2 * prod(patch_size)))
+def _line(peak: Callable[[int], int], patch_size: Sequence[int]) -> StepMemory:
+    """The line through the peaks of a batch and of one twice as large."""
+    # below, a step takes most where the optimizer works, whatever the batch
+    batch_size = max(2, ceil(PROBED_VOXELS / prod(patch_size)))
+    smaller, larger = peak(batch_size), peak(2 * batch_size)
+    return StepMemory(fixed=2 * smaller - larger, per_voxel=(larger - smaller) / (batch_size * prod(patch_size)))

@@ -188,7 +188,10 @@ class HySparKPretrainTrainer(HySparKTrainer):
         if self.local_rank != 0 or not self.recipe.probe_every:
             return
         parts = divided(dataset_tr.identifiers, dataset_val.identifiers, self.recipe.probe_cases)
-        if not has_labels(self.dataset_json) or not all(parts):
+        parts = (
+            [[key for key in part if self._is_sound(key)] for part in parts] if has_labels(self.dataset_json) else []
+        )
+        if not parts or not all(parts):
             self.print_to_log_file("No linear probe: the data set has no labels, or a single case.")
             return
         patch_size = self.configuration_manager.patch_size
@@ -201,6 +204,16 @@ class HySparKPretrainTrainer(HySparKTrainer):
 
         fit, score = ([loader(key) for key in part] for part in parts)
         self.probe = LinearProbe.drawn_from(fit, score, self.label_manager.ignore_label)
+
+    def _is_sound(self, key: str) -> bool:
+        """Can a case be read, and are its voxels finite? The probe is not worth the end of a training."""
+        dataset = self.dataset_class(self.preprocessed_dataset_folder, [key])
+        fault = fault_of(dataset, key)
+        if fault is None and not np.isfinite(np.asarray(dataset.load_case(key)[0][:])).all():
+            fault = f"case {key} has voxels that are not finite"
+        if fault is not None:
+            self.print_to_log_file(f"WARNING: {fault}. The linear probe leaves it out.")
+        return fault is None
 
     # -------------------------------------------------------------------------------------------------- steps
 

@@ -75,4 +75,6 @@ def test_merging_where_it_pays() -> None:
     assert [merged.pays(96**3 // 8**k, 96 * 2**k, 48 * 2**k) for k in range(4)] == [True, True, False, False]
     # the kernels are merged once for the whole batch
     assert merged.pays(8 * 24**3, 384, 192)
+    # fewer operations from three patches on, but the merged kernels take more memory than they save
+    assert not merged.pays(4 * 24**3, 384, 192)
     assert not MergedUpsampling((1, 1, 1), (3, 3, 3)).pays(1000, 96, 48)

@@ -46,6 +46,8 @@ PRETRAIN = {
     "intensity_augmentation": False,
     "num_pictures": 4,
     "picture_every": 50,
+    "probe_every": 10,
+    "probe_cases": 8,
 }
 FINETUNE = {
     "warmup_fraction": 0.05,
