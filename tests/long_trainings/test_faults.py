@@ -14,10 +14,17 @@ PRETRAINER, FINETUNER = "RecordingPretrainTrainer", "RecordingFinetuneTrainer"
 TWO_EPOCHS = {"HYSPARK_NUM_EPOCHS": "2", "HYSPARK_NUM_ITERATIONS_PER_EPOCH": "4"}
 
 
-def training_cases(commands: Commands, configuration: Path) -> list[str]:
-    """Those of fold 0: all but the one that is validated on, which the results of any training name."""
-    splits = json.loads((commands.project.preprocessed / configuration.parent.name / "splits_final.json").read_text())
-    return splits[0]["train"]
+def split_of(commands: Commands, configuration: Path) -> tuple[list[str], str]:
+    """The cases of fold 0, and the one that is validated on."""
+    file = commands.project.preprocessed / configuration.parent.name / "splits_final.json"
+    fold = json.loads(file.read_text())[0]
+    return fold["train"], fold["val"][0]
+
+
+def damage(file: Path) -> None:
+    """The header stays: nnU-Net opens the file, and stumbles over its voxels."""
+    content = file.read_bytes()
+    file.write_bytes(content[:400] + bytes(len(content) - 400))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,12 +73,9 @@ def test_a_results_folder_that_vanishes(commands: Commands, tmp_path: Path) -> N
 def test_a_damaged_case_and_a_case_of_nan(commands: Commands, tmp_path: Path, trainer: str) -> None:
     """The damaged one is never drawn, with one warning; a step with the other is skipped, and nothing of it stays."""
     configuration = preprocessed_copy(commands, tmp_path / "preprocessed")
-    cases = training_cases(commands, configuration)
-    damaged, nan = configuration / f"{cases[0]}.b2nd", configuration / f"{cases[1]}.b2nd"
-    # the header stays: nnU-Net opens it, and stumbles over its voxels
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:400] + bytes(len(content) - 400))
-    write_nan(nan)
+    cases, validated = split_of(commands, configuration)
+    damage(configuration / f"{cases[0]}.b2nd")
+    write_nan(configuration / f"{cases[1]}.b2nd")
     more = {"nnUNet_preprocessed": str(tmp_path / "preprocessed"), "HYSPARK_NUM_ITERATIONS_PER_EPOCH": "6"}
     run = commands.train(trainer, tmp_path / "results", HYSPARK_NUM_EPOCHS="2", **more)
     assert run.printed.count(f"WARNING: case {cases[0]}: its image in {configuration} cannot be read") == 1
@@ -86,10 +90,19 @@ def test_a_damaged_case_and_a_case_of_nan(commands: Commands, tmp_path: Path, tr
     final = read_checkpoint(run.folder(trainer) / "checkpoint_final.pth")
     assert all_finite(final["network_weights"]) and np.isfinite(final["logging"]["train_losses"]).all()
 
+    damage(configuration / f"{validated}.b2nd")
+    fault = f"case {validated}: its image in {configuration} cannot be read"
+    if trainer == PRETRAINER:
+        run = commands.train(trainer, tmp_path / "results", "--val", **more)
+        assert f"WARNING: {fault}" in run.printed and "It is left out." in run.printed
+    else:  # nnU-Net's own validation stops
+        run = commands.train(trainer, tmp_path / "results", "--val", returncode=1, **more)
+        assert f"UnreadableCase: {fault}" in run.printed and "repeat with --val" in run.printed
+
 
 def test_too_many_steps_that_are_not_finite(commands: Commands, tmp_path: Path) -> None:
     configuration = preprocessed_copy(commands, tmp_path / "preprocessed")
-    cases = training_cases(commands, configuration)
+    cases, _ = split_of(commands, configuration)
     for case in cases:
         write_nan(configuration / f"{case}.b2nd")
     more = {"nnUNet_preprocessed": str(tmp_path / "preprocessed"), "HYSPARK_MAX_NONFINITE_STEPS": "2"}

@@ -1,13 +1,19 @@
 """The linear probe: what it fits and scores, and when it is on."""
 
 import math
+from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from torch import Tensor, nn
 
+from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from hyspark_nnunet.training.probe import LinearProbe, divided, has_labels
+from hyspark_nnunet.visualisation import progress_picture
+from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
 
 class Loader:
@@ -80,6 +86,28 @@ def test_a_class_that_is_nowhere_has_no_score() -> None:
         patch.labels.zero_()
     score = probe.score(Encoder(True), torch.device("cpu"))
     assert score == {} and math.isnan(score.mean)
+
+
+def test_the_log_has_a_value_for_every_epoch_also_of_an_older_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net's logger refuses gaps; a checkpoint from before the probe has no such list at all."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    plans = make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"})
+    trainer = HySparKPretrainTrainer(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    trainer.network, trainer.probe = nn.Sequential(OrderedDict(encoder=Encoder(True))), make((12, 16, 12))
+    log = trainer.logger.local_logger.my_fantastic_logging
+    assert "probe_dice" not in log
+    trainer.current_epoch = 3
+    trainer._probe(False)
+    trainer.current_epoch = 4
+    trainer._probe(True)
+    assert [math.isnan(dice) for dice in log["probe_dice"]] == [True] * 4 + [False]
+    assert "probe_dice 0." in next(tmp_path.rglob("training_log_*.txt")).read_text()
+    progress_picture({**log, "train_losses": [1.0]}, tmp_path / "with.png", log["probe_dice"])
+    progress_picture({"train_losses": [1.0]}, tmp_path / "without.png")
+    assert imread(tmp_path / "with.png").shape[1] > imread(tmp_path / "without.png").shape[1]
 
 
 def test_cases_to_fit_and_to_score_are_different_cases() -> None:
