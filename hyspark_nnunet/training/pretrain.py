@@ -187,10 +187,10 @@ class HySparKPretrainTrainer(HySparKTrainer):
         """The linear probe's patches, on the first rank; none for a data set without labels."""
         if self.local_rank != 0 or not self.recipe.probe_every:
             return
-        parts = divided(dataset_tr.identifiers, dataset_val.identifiers, self.recipe.probe_cases)
-        parts = (
-            [[key for key in part if self._is_sound(key)] for part in parts] if has_labels(self.dataset_json) else []
-        )
+        parts: list[list[str]] = []
+        if has_labels(self.dataset_json):
+            chosen = divided(dataset_tr.identifiers, dataset_val.identifiers, self.recipe.probe_cases)
+            parts = [[key for key in part if self._is_sound(key)] for part in chosen]
         if not parts or not all(parts):
             self.print_to_log_file("No linear probe: the data set has no labels, or a single case.")
             return
@@ -212,7 +212,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
         if fault is None and not np.isfinite(np.asarray(dataset.load_case(key)[0][:])).all():
             fault = f"case {key} has voxels that are not finite"
         if fault is not None:
-            self.print_to_log_file(f"WARNING: {fault}. The linear probe leaves it out.")
+            self.print_to_log_file(f"WARNING: the linear probe leaves out a case: {fault}")
         return fault is None
 
     # -------------------------------------------------------------------------------------------------- steps
