@@ -37,7 +37,8 @@ class Run:
 
     @property
     def printed(self) -> str:
-        return self.output.read_text(errors="replace")
+        # the process opens the file when it gets to run
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
 
     def steps(self, rank: int = 0) -> list[dict]:
         lines = Path(f"{self.record}.{rank}").read_text().splitlines()
@@ -105,7 +106,10 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     )
     yield Commands(project, server)
     server.stdin.close()
-    server.wait(timeout=60)
+    try:
+        server.wait(timeout=60)
+    finally:
+        server.kill()
 
 
 def preprocessed_copy(commands: Commands, to: Path) -> Path:
