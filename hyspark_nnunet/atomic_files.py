@@ -22,3 +22,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_half_written(folder: str | Path) -> None:
+    """Removes what processes that were killed while ``replacing`` a file of this folder have left."""
+    for beside in Path(folder).glob(".*.tmp"):
+        if beside.stem.rpartition(".")[2].isdecimal():
+            beside.unlink(missing_ok=True)

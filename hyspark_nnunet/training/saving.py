@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from hyspark_nnunet.atomic_files import remove_half_written
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, write_atomically
 from hyspark_nnunet.checkpoints.transfer import differences
 from hyspark_nnunet.training.continuing import LATEST, PREVIOUS, keep_as_previous, newest_whole, progress_of
@@ -203,8 +204,7 @@ class SavedTraining(TrainingLoop):
         # one process decides: 64 need not read every file, and must not disagree
         choice: tuple[Path, list[str]] = (named, [])
         if self.local_rank == 0:
-            for half_written in named.parent.glob(".checkpoint_*.tmp"):  # of a training that was killed
-                half_written.unlink(missing_ok=True)
+            remove_half_written(named.parent)
             choice = newest_whole(named.parent)
         path, faults = of_first_rank(choice)
         for fault in faults:
