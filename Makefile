@@ -1,6 +1,7 @@
 # make env      builds .venv with everything in it       make test     linters, types and tests
 # make demo     the whole way on made data               make parity   numbers of the public release
 #                                                        make benchmark   time and memory, an hour on two cores
+# make docs     the documentation as a site, in site/   make dist     wheel and sdist, installed and tried
 # make kills    40 kills of a training, each continued
 #
 # Other versions: make env TORCH=torch==2.12.0; another Python: make env PYTHON=python3.12
@@ -19,10 +20,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := $(VENV)/constraints.txt
 STAMP := $(VENV)/installed.stamp
+# the variable silences mkdocs-material's notice of its successor
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 # of pip's many lines, those that show where it is
 PROGRESS := { grep --line-buffered -E '^ *(Collecting|Downloading|Installing|Successfully)' || true; }
 
-.PHONY: env demo test parity kills benchmark clean FORCE
+.PHONY: env demo test docs dist parity kills benchmark clean FORCE
 
 env: $(STAMP)
 
@@ -53,7 +56,17 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MKDOCS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+
+docs: env
+	$(MKDOCS)
+
+# Built by the setuptools of .venv, and tried in fresh environments that borrow its packages: nothing is downloaded.
+dist: env
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m tests.distributions dist
 
 parity: env
 	HYSPARK_REFERENCE_FIXTURES="$${HYSPARK_REFERENCE_FIXTURES:-../shared/fixtures}" $(BIN)/python -m pytest tests/test_parity.py -v
@@ -68,5 +81,5 @@ kills: env
 	KILLS=40 $(BIN)/python -m pytest tests/long_trainings/test_kills.py -v -s
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

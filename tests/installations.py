@@ -9,7 +9,24 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "hyspark_nnunet", "nnunetv2_plugins")
+PACKAGES = ("hyspark_nnunet", "nnunetv2_plugins")
+# what a source distribution holds beside the packages
+AROUND = (
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "Makefile",
+    "mkdocs.yml",
+    ".ci",
+    ".github",
+    "benchmarks",
+    "docs",
+    "tests",
+)
 VARIABLE = "nnUNet_extTrainer"
 
 
@@ -61,7 +78,7 @@ class Installation:
 def copy_sources(folder: Path) -> Path:
     """A copy of what is packaged: building leaves files behind."""
     folder.mkdir()
-    for name in SOURCES:
+    for name in (*PACKAGES, *AROUND):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:

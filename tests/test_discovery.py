@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributions import missing_in_sdist, missing_in_wheel, surplus_in_wheel
 from tests.installations import VARIABLE, Installation, build_wheel, copy_sources, run
 
 KINDS = ("wheel", "sdist", "editable")
@@ -34,13 +35,23 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A wheel from the sources, and one from the source distribution."""
-    folder = tmp_path_factory.mktemp("build")
-    sources = copy_sources(folder / "sources")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_sources(tmp_path_factory.mktemp("build") / "sources")
+
+
+@pytest.fixture(scope="module")
+def sdist(sources: Path) -> Path:
+    """A source distribution."""
     hook = "import os, sys, setuptools.build_meta as b; os.chdir(sys.argv[1]); print(b.build_sdist(sys.argv[2]))"
-    run(sys.executable, "-c", hook, sources, folder)
-    (sdist,) = folder.glob("*.tar.gz")
+    run(sys.executable, "-c", hook, sources, sources.parent)
+    (archive,) = sources.parent.glob("*.tar.gz")
+    return archive
+
+
+@pytest.fixture(scope="module")
+def wheels(sources: Path, sdist: Path) -> dict[str, Path]:
+    """A wheel from the sources, and one from the source distribution."""
+    folder = sources.parent
     return {"wheel": build_wheel(sources, folder / "wheel"), "sdist": build_wheel(sdist, folder / "from_sdist")}
 
 
@@ -78,6 +89,11 @@ def made(
 def expendable(request: pytest.FixtureRequest, wheels: dict[str, Path], tmp_path: Path) -> Installation:
     """An installation to break."""
     return install(request.param, wheels, tmp_path)
+
+
+def test_the_source_distribution_and_its_wheel_are_complete(sdist: Path, wheels: dict[str, Path]) -> None:
+    assert missing_in_sdist(sdist) == set()
+    assert missing_in_wheel(wheels["sdist"]) == surplus_in_wheel(wheels["sdist"]) == set()
 
 
 def test_installing_names_the_folder_of_the_trainers(made: Installation) -> None:

@@ -72,7 +72,10 @@ class Transfer:
     Args:
         state: weights under our names.
         target: the network's tensors; only their shapes are read, so they may be without values (device "meta").
-        file, described, description, input_channel_mapping: as in ``transfer_weights``.
+        file: as in ``transfer_weights``.
+        described: as in ``transfer_weights``.
+        description: as in ``transfer_weights``.
+        input_channel_mapping: as in ``transfer_weights``.
 
     Attributes:
         values: new values by name.

@@ -115,7 +115,10 @@ def segmentation_bytes(
 
     Args:
         network: a network for ``nnUNetTrainer`` on the device "meta", with or without deep supervision.
-        batch_size, input_channels, patch_size, mixed_precision: as in ``pretraining_bytes``.
+        batch_size: as in ``pretraining_bytes``.
+        input_channels: as in ``pretraining_bytes``.
+        patch_size: as in ``pretraining_bytes``.
+        mixed_precision: as in ``pretraining_bytes``.
     """
 
     def loss(network: nn.Module) -> Tensor:

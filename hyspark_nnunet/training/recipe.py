@@ -493,7 +493,7 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 
 def recipe_table_markdown(recipe_class: type[Recipe]) -> str:
-    """The table of a recipe's fields in README and docs."""
+    """The table of a recipe's fields in docs/recipes.md."""
     rows = [("field", "default", "unit", "meaning", "source", "environment variable"), ("---",) * 6]
     for field in recipe_fields(recipe_class):
         about = field.metadata

@@ -1,0 +1,110 @@
+"""What README and docs repeat from the code is current."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
+from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.training.recipe import RECIPES, recipe_table_markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE_PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+MESSAGES = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+OWN_MESSAGES, FOREIGN_MESSAGES = MESSAGES.split("## Of nnU-Net and torch")
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_the_recipe_table_is_current(kind: str) -> None:
+    found = re.search(rf"<!-- recipe: {kind} -->\n(.*?)<!-- end -->", RECIPE_PAGE, re.DOTALL)
+    assert found and found[1] == recipe_table_markdown(RECIPES[kind])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_sizes_of_the_presets_are_current(name: str) -> None:
+    row = next(line for line in RECIPE_PAGE.splitlines() if re.match(rf"\| {name}[ ,].* M \(", line))
+    preset, sizes = PRESETS[name], []
+    for n in (5, 4):
+        arguments = {
+            "input_channels": 1,
+            "n_stages": n,
+            "features_per_stage": preset.features_per_stage[:n],
+            "conv_op": torch.nn.Conv3d,
+            "kernel_sizes": ((3, 3, 3),) * n,
+            "strides": ((1, 1, 1),) + ((2, 2, 2),) * (n - 1),
+            "n_blocks_per_stage": (*preset.n_blocks_per_stage[: n - 1], 1),
+            "expansion_per_stage": (*preset.expansion_per_stage[: n - 1], 2),
+            "vit_n_blocks": preset.vit_n_blocks,
+        }
+        with torch.device("meta"):
+            autoencoder = HySparKMaskedAutoencoder(**arguments, decoder_width=preset.finest_width * 2 ** (n - 1))
+            unet = HySparKUNet(**arguments, num_classes=3)
+        sizes.append([sum(p.numel() for p in m.parameters()) / 1e6 for m in (autoencoder.encoder, autoencoder, unet)])
+    printed = [float(number) for number in re.findall(r"([\d.]+) M", row)]
+    assert printed == [round(size, 1) for pair in zip(*sizes, strict=True) for size in pair]
+
+
+def test_the_tests_that_the_table_of_features_names_are_there() -> None:
+    table = (ROOT / "docs/nnunet_features.md").read_text(encoding="utf-8")
+    rows = [line for line in table.splitlines() if re.match(r"\| .* \| (yes|fine-tuning: yes)", line)]
+    named = {name for row in rows for name in re.findall(r"`((?:\w+/)?test_\w+(?:\.py)?)`", row)}
+    written = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/**/test_*.py"))
+    assert len(rows) > 10 and len(named) > 5
+    for name in named:
+        assert (ROOT / "tests" / name).is_file() if name.endswith(".py") else f"def {name}(" in written, name
+
+
+def test_the_files_the_readme_links_to_are_there() -> None:
+    linked = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert linked
+    assert [name for name in linked if not (ROOT / name).exists()] == []
+
+
+def message_templates() -> list[str]:
+    """Every text of the package, "..." where a value is put in."""
+
+    def template(node: ast.AST) -> str:
+        if isinstance(node, ast.Constant):
+            return node.value if isinstance(node.value, str) else "..."
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node.left, node.right]
+        return "".join(template(part) if is_text(part) else "..." for part in parts)
+
+    def is_text(node: ast.AST) -> bool:
+        joined = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)
+        return isinstance(node, ast.Constant | ast.JoinedStr) or joined
+
+    files = (ROOT / "hyspark_nnunet").rglob("*.py")
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    return [template(node) for node in nodes if is_text(node)]
+
+
+def test_every_message_of_the_troubleshooting_page_is_in_the_code() -> None:
+    templates = message_templates()
+    quoted = re.findall(r"^\| `([^`]+)` \|", OWN_MESSAGES, re.MULTILINE)
+    rows = [line for line in OWN_MESSAGES.splitlines() if line.startswith("| `")]
+    assert len(quoted) == len(rows) > 30
+    for message in quoted:
+        fragments = [re.escape(fragment) for fragment in message.split("...")]
+        pattern = re.compile(r"\.\.\.".join(fragments), re.DOTALL)
+        assert any(pattern.search(text) for text in templates), message
+
+
+def test_the_messages_of_others_are_in_their_code() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", FOREIGN_MESSAGES, re.MULTILINE)
+    assert len(rows) == sum(line.startswith("| `") for line in FOREIGN_MESSAGES.splitlines()) > 2
+    for message, module in rows:
+        found = importlib.util.find_spec(module)
+        assert found is not None and found.origin is not None, module
+        assert message in Path(found.origin).read_text(encoding="utf-8"), (message, module)
+
+
+def test_the_drawing_of_the_method_is_current() -> None:
+    found = importlib.util.spec_from_file_location("draw_method", ROOT / "docs/images/draw_method.py")
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    assert (ROOT / "docs/images/method.svg").read_text(encoding="utf-8") == module.draw()

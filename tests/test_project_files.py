@@ -1,0 +1,56 @@
+"""Files around the code that other programs read: the citation, the workflow of GitHub, the changelog."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from hyspark_nnunet import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def loaded(path: str) -> dict:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def test_the_citation_has_what_the_format_requires() -> None:
+    """Citation File Format 1.2.0, schema.json: the required keys of the file, of a reference and of a person."""
+    citation = loaded("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert citation["version"] == __version__ and citation["license"] == "Apache-2.0"
+    cited = [citation["preferred-citation"], *citation["references"]]
+    assert {reference["type"] for reference in cited} == {"conference-paper", "article"}
+    for part in (citation, *cited):
+        assert part["title"] and part["authors"]
+        for author in part["authors"]:
+            assert set(author) in ({"name"}, {"family-names", "given-names"})
+    assert citation["message"] and str(cited[0]["year"]) == "2024"
+
+
+def test_the_citation_and_the_readme_name_the_same_authors() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for reference in (loaded("CITATION.cff")["preferred-citation"], *loaded("CITATION.cff")["references"]):
+        names = " and ".join(f"{a['family-names']}, {a['given-names']}" for a in reference["authors"])
+        assert names in readme and reference["title"] in readme
+
+
+def test_the_workflow_runs_what_ci_runs() -> None:
+    workflow = loaded(".github/workflows/ci.yml")
+    # to YAML 1.1, "on" is a truth
+    assert set(workflow[True]) == {"push", "pull_request"}
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in workflow["jobs"].items()}
+    assert commands == {"test": [".ci/run"], "distributions": ["make dist"]}
+    for job in workflow["jobs"].values():
+        used = {step["uses"].split("@")[0]: step.get("with") for step in job["steps"] if "uses" in step}
+        assert list(used) == ["actions/checkout", "actions/setup-python"]
+        assert used["actions/setup-python"] == {"python-version": "3.11"}
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111
+    targets = re.findall(r"^(\w+): env$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"test", "dist", "docs"} <= set(targets)
+
+
+def test_the_changelog_names_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(.+?)\](?: - \d{4}-\d\d-\d\d)?\n\n(.*)$", changelog, re.MULTILINE)
+    assert newest and (newest[1] == __version__ or newest[1] == "Unreleased" and __version__ in newest[2])
