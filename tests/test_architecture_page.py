@@ -33,7 +33,8 @@ def paths_of(text: str) -> list[str]:
 
 def names_of(text: str) -> list[str]:
     """Words in code type that could be names: identifiers, maybe of a method behind its class."""
-    return [name for name in re.findall(r"`([A-Za-z_]\w*(?:\.\w+)?)`", text) if name not in OTHERS]
+    words = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)?)`", text)
+    return [word for word in words if word not in OTHERS and not word.endswith(".py")]
 
 
 @cache

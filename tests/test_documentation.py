@@ -87,10 +87,7 @@ def test_every_message_of_the_troubleshooting_page_is_in_the_code() -> None:
     quoted = re.findall(r"^\| `([^`]+)` \|", OWN_MESSAGES, re.MULTILINE)
     rows = [line for line in OWN_MESSAGES.splitlines() if line.startswith("| `")]
     assert len(quoted) == len(rows) > 30
-    for message in quoted:
-        fragments = [re.escape(fragment) for fragment in message.split("...")]
-        pattern = re.compile(r"\.\.\.".join(fragments), re.DOTALL)
-        assert any(pattern.search(text) for text in templates), message
+    assert [message for message in quoted if not any(message in text for text in templates)] == []
 
 
 def test_the_messages_of_others_are_in_their_code() -> None:
