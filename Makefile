@@ -1,7 +1,7 @@
-# make env      builds .venv with everything in it       make test     linters, types and tests
+# make env      builds .venv with everything in it       make test     linters, types, documentation, tests
 # make demo     the whole way on made data               make parity   numbers of the public release
 #                                                        make benchmark   time and memory, an hour on two cores
-# make docs     the documentation as a site, in site/   make dist     wheel and sdist, installed and tried
+# make docs     the documentation as a site, in site/    make dist     wheel and sdist, installed and tried
 # make kills    40 kills of a training, each continued
 #
 # Other versions: make env TORCH=torch==2.12.0; another Python: make env PYTHON=python3.12
