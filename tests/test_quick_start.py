@@ -92,14 +92,15 @@ def test_every_block_of_the_page_is_one_that_is_run() -> None:
 
 
 def test_the_installation_is_that_of_the_readme() -> None:
-    """And of the Makefile: torch first, then the package from the clone."""
+    """And of the Makefile: torch first, then the package from the clone, then a torchvision that fits."""
     (block,) = (block for block in BLOCKS if block not in RUN)
-    commands = block.strip().splitlines()
+    *commands, mend = block.strip().splitlines()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     in_readme = [line.split("#")[0].strip() for line in readme.splitlines() if line.startswith("    pip install")]
     assert commands == in_readme == ["pip install torch", "pip install ."]
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert recipe.index("'$(TORCH)' '$(NNUNETV2)' |") < recipe.index("--editable '.[dev]'")
+    order = [recipe.index(part) for part in ("'$(TORCH)' '$(NNUNETV2)' |", "--editable '.[dev]'", f"$(BIN)/{mend}")]
+    assert order == sorted(order)
 
 
 def test_the_installation_is_examined(reader: tuple[Path, str]) -> None:
