@@ -25,11 +25,11 @@ SHORTER = {
     f"HYSPARK_{trainer}_{field}": value
     for trainer in ("PRETRAIN", "FINETUNE")
     for field, value in {
-        "NUM_EPOCHS": "2",
+        "NUM_EPOCHS": "1",
         "NUM_ITERATIONS_PER_EPOCH": "2",
         "NUM_VAL_ITERATIONS_PER_EPOCH": "1",
     }.items()
-}
+} | {"HYSPARK_PRETRAIN_NUM_PICTURES": "1"}
 TRAINED = "nnUNet_results/Dataset{}__3d_fullres"
 PRETRAINED = TRAINED.format("060_HippocampusScans/HySparKPretrainTrainer__nnUNetPlansLike004") + "/fold_all"
 FINETUNED = TRAINED.format("004_Hippocampus/HySparKFinetuneTrainer__nnUNetPlans") + "/fold_0"
@@ -130,7 +130,7 @@ def test_pretraining_leaves_what_the_page_says(reader: tuple[Path, str]) -> None
     assert (pretrained / "progress.png").is_file() and list(pretrained.glob("reconstructions/*.png"))
     checkpoint = read_checkpoint(pretrained / "checkpoint_final.pth")
     losses = checkpoint["logging"]["val_losses"]
-    assert len(losses) == 2 and all(0 < loss < 2 for loss in losses)
+    assert len(losses) == 1 and 0 < losses[0] < 2
     summary = json.loads((pretrained / "validation/summary.json").read_text())
     assert len(summary["metric_per_case"]) == 2
 
