@@ -124,7 +124,7 @@ class TestSettings:
         work = ["--work", str(tmp_path)]
         assert main([*self.OPTIONS, *work, "--finetune-epochs", "7"]) == 1  # there are no data
         assert json.loads((tmp_path / "settings.json").read_text())["finetune_epochs"] == 7
-        assert "no hippocampus data at" in capsys.readouterr().out + capsys.readouterr().err
+        assert "no hippocampus data at" in capsys.readouterr().err
         assert main([*self.OPTIONS, *work, "--finetune-epochs", "8"]) == 1
         assert "was begun with finetune_epochs 7, not 8" in capsys.readouterr().err
         assert main([*self.OPTIONS, *work]) == 1
@@ -373,11 +373,7 @@ class TestReport:
         for arm in self.FINAL:
             for labels in LABELS if arm in ARMS else LABELS[:1]:
                 for seed in (0, 1):
-                    self.keep(
-                        work,
-                        Run(ARMS[arm], labels, seed).name if arm in ARMS else f"x{seed}",
-                        self.record(arm, labels, seed),
-                    )  # noqa: E501
+                    self.keep(work, f"{arm}_{labels}_{seed}", self.record(arm, labels, seed))
         made_with = {key: "?" for key in ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")}
         curve = [
             {"train_loss": 1.2, "val_loss": 1.1, "probe": None},

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.few_labels.work import Work
-from hyspark_nnunet.demo import program, say
+from hyspark_nnunet.demo import DemoError, program, say
 
 SHOWN_OF_A_LOG = 30  # lines
 
@@ -106,12 +106,12 @@ class Commands:
             futures = [pool.submit(task) for task in tasks]
             try:
                 for future in as_completed(futures):
-                    error = future.exception()
-                    if error is not None:
+                    try:
+                        future.result()
+                    except (CommandFailed, DemoError, OSError, ValueError) as error:
                         say(f"failed: {error}")
                         failures.append(str(error))
-            except KeyboardInterrupt:
-                say("ending the commands that run")
+            except BaseException:
                 self.stop()
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -54,7 +54,7 @@ class Results:
             for row in self.rows("curves")
             if (row["arm"], int(row["labels"]), int(row["seed"])) == (arm, labels, seed)
         ]
-        return [int(row["steps"]) for row in rows], [100 * float(row["val_dice"]) for row in rows]
+        return [int(row["steps"]) for row in rows], [100 * float(row["val_dice"] or "nan") for row in rows]
 
     def ablations(self) -> Iterable[tuple[str, int]]:
         """Names of ablations with their numbers of labels, in the order of the file."""

@@ -33,6 +33,9 @@ class Settings:
     finetune_batch: int = _option(2, "patches of a step of fine-tuning")
     finetune_lr: float = _option(1e-3, "learning rate of the pre-trained arm and of that from scratch")
     save_every: int = _option(5, "epochs between two checkpoints")
+    loader_processes: int = _option(
+        0, "processes that draw and augment; with 0, the training's own, a seed repeats a run"
+    )
 
     @property
     def finetune_steps(self) -> int:

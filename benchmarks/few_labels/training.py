@@ -49,7 +49,8 @@ def pretrain(commands: Commands, settings: Settings, pretraining: Pretraining) -
             return
         folder = pretraining_folder(work, settings, pretraining)
         arguments = (UNLABELLED_ID, "all", PRETRAINER, plans_of_pretraining(settings), settings.device)
-        _train(commands, name, name, folder, arguments, pretraining.variables(settings), lock)
+        variables = pretraining.variables(settings) | _loading(settings)
+        _train(commands, name, name, folder, arguments, variables, lock)
         history = _history(folder)
         _keep(
             work,
@@ -94,7 +95,7 @@ def finetune(commands: Commands, settings: Settings, run: Run) -> None:
                     "ablation's command does)"
                 )
             more = ("-pretrained_weights", str(weights))
-        variables = arm.variables(settings, run.seed)
+        variables = arm.variables(settings, run.seed) | _loading(settings)
         arguments = (LABELLED_ID, str(run.fold), arm.trainer, arm.plans(settings), settings.device)
         _train(commands, name, arm.name, folder, arguments, variables, lock, more)
         scores = folder / "few_labels_scores.json"
@@ -121,6 +122,10 @@ def finetune(commands: Commands, settings: Settings, run: Run) -> None:
             },
         )
         say(f"{name}: Dice {100 * mean_dice(_read(work.record(name))['dice']):.1f}")
+
+
+def _loading(settings: Settings) -> dict[str, str]:
+    return {"nnUNet_n_proc_DA": str(settings.loader_processes)}
 
 
 def mean_dice(by_case: Mapping[str, Mapping[str, float]]) -> float:

@@ -78,7 +78,5 @@ class Work:
             "nnUNet_results": str(self.results(arm)),
             "nnUNet_def_n_proc": str(threads),
             "OMP_NUM_THREADS": str(threads),
-            # crops and augmentation follow from the seed only where the training process draws them
-            "nnUNet_n_proc_DA": "0",
             **variables,
         }
