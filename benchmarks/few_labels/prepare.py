@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.few_labels.commands import Commands
+from benchmarks.few_labels.commands import Commands, alone
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import Splits
 from hyspark_nnunet.atomic_files import replacing
@@ -41,12 +41,18 @@ def prepare(commands: Commands, settings: Settings, data: Path, processes: int) 
 
     Raises:
         FileNotFoundError: the data are not there.
-        ValueError: stock nnU-Net's network does not fit our patch.
+        ValueError: stock nnU-Net's network does not fit our patch, or another benchmark is at it.
     """
-    work = commands.work
-    if work.prepared_file.is_file():
-        return
-    source = data / "hippocampus"
+    with alone(commands.work, RUN) as lock:
+        if commands.work.prepared_file.is_file():
+            return
+        if lock is None:
+            raise ValueError(f"{commands.work.root} is being prepared by another benchmark: wait until it has finished")
+        _prepare(commands, settings, data, processes, lock)
+
+
+def _prepare(commands: Commands, settings: Settings, data: Path, processes: int, lock: int) -> None:
+    work, source = commands.work, data / "hippocampus"
     if not source.is_dir():
         raise FileNotFoundError(f"no hippocampus data at {source}: give the folder that holds them with --data")
     splits = Splits.read(source / "splits.json")
@@ -69,7 +75,7 @@ def prepare(commands: Commands, settings: Settings, data: Path, processes: int) 
         ("hyspark_nnunet", "plan_and_preprocess", "-d", UNLABELLED_ID, "--like", LABELLED_ID, *ours),
         ("nnUNetv2_plan_experiment", "-d", LABELLED_ID),
     ):
-        commands.run(RUN, command, variables)
+        commands.run(RUN, command, variables, lock=lock)
     folder = work.preprocessed / LABELLED
     _write(folder / "splits_final.json", splits.folds())
     plans = _read(folder / f"{hyspark_plans(settings)}.json")
