@@ -18,11 +18,12 @@ from benchmarks.few_labels.commands import CommandFailed, Commands, Stopped, alo
 from benchmarks.few_labels.comparison import late_rise, paired_difference, share_to_reach, smoothed
 from benchmarks.few_labels.log_lines import key_lines
 from benchmarks.few_labels.prepare import STOCK_PLANS, with_patch_and_batch
+from benchmarks.few_labels.record import mean_dice
 from benchmarks.few_labels.report import DOCUMENT, TABLES, plot, with_results
 from benchmarks.few_labels.results import FOLDER, Results
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS, Splits, fold_number
-from benchmarks.few_labels.training import finetune, fold_folder, mean_dice, pretrain, pretraining_folder
+from benchmarks.few_labels.training import finetune, fold_folder, pretrain, pretraining_folder
 from benchmarks.few_labels.work import PLUGINS, TRAINERS, Work
 from hyspark_nnunet.training.recipe import RECIPES, resolve_recipe
 from tests.nnunet_plans import CUBIC, make_plans

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.few_labels.arms import ARMS
-from benchmarks.few_labels.training import mean_dice
+from benchmarks.few_labels.record import mean_dice
 from benchmarks.few_labels.work import Work
 from benchmarks.measuring import write_csv
 from hyspark_nnunet.demo import say
