@@ -46,7 +46,7 @@ class Benchmark:
         self.failures: list[str] = []
 
     def prepare(self) -> None:
-        self._do([partial(prepare, self.commands, self.settings, self.arguments.data, self.cores)])
+        self._do([partial(prepare, self.commands, self.settings, self.arguments.data)])
 
     def pretrain(self, pretraining: Pretraining = REFERENCE) -> None:
         # nothing runs beside it

@@ -45,7 +45,7 @@ def paired_difference(first: Floats, second: Floats) -> Difference:
     differences = first - second
     rng = np.random.default_rng(0)
     seeds, cases = (rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64) / n for n in differences.shape)
-    means = np.einsum("ds,sc,dc->d", seeds, differences, cases)
+    means = (seeds @ differences * cases).sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Difference(float(differences.mean()), float(low), float(high))
 

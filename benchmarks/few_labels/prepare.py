@@ -30,14 +30,13 @@ def pretraining_plans(settings: Settings) -> str:
     return f"{hyspark_plans(settings)}Like{LABELLED[7:10]}"
 
 
-def prepare(commands: Commands, settings: Settings, data: Path, processes: int) -> None:
+def prepare(commands: Commands, settings: Settings, data: Path) -> None:
     """Makes both data sets once; begins anew where it was interrupted.
 
     Args:
-        commands: of the work folder.
+        commands: of the work folder; their threads are processes of nnU-Net's preprocessing here.
         settings: preset and batch.
         data: folder that holds ``hippocampus``, in nnU-Net's raw layout, with ``splits.json``.
-        processes: of nnU-Net's preprocessing.
 
     Raises:
         FileNotFoundError: the data are not there.
@@ -48,10 +47,10 @@ def prepare(commands: Commands, settings: Settings, data: Path, processes: int) 
             return
         if lock is None:
             raise ValueError(f"{commands.work.root} is being prepared by another benchmark: wait until it has finished")
-        _prepare(commands, settings, data, processes, lock)
+        _prepare(commands, settings, data, lock)
 
 
-def _prepare(commands: Commands, settings: Settings, data: Path, processes: int, lock: int) -> None:
+def _prepare(commands: Commands, settings: Settings, data: Path, lock: int) -> None:
     work, source = commands.work, data / "hippocampus"
     if not source.is_dir():
         raise FileNotFoundError(f"no hippocampus data at {source}: give the folder that holds them with --data")
@@ -65,9 +64,8 @@ def _prepare(commands: Commands, settings: Settings, data: Path, processes: int,
     _copy(source / "labelsTr", work.validation_labels, splits.validation)
 
     # nnU-Net's planner does not take 0 loader processes
-    variables = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": str(processes)}
-    np = ("-np", str(processes))
-    ours = ("-preset", settings.preset, "-c", CONFIGURATION, "-npfp", str(processes), *np, "--no_pbar")
+    variables, np = {"nnUNet_n_proc_DA": "1"}, ("-np", str(commands.threads))
+    ours = ("-preset", settings.preset, "-c", CONFIGURATION, "-npfp", np[1], *np, "--no_pbar")
     named = ("-d", UNLABELLED_ID, "-n", UNLABELLED[11:], "--channels", _channel(source), *np, "--overwrite")
     for command in (
         ("hyspark_nnunet", "dataset", "prepare", str(scans), *named),
