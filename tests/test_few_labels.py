@@ -422,6 +422,13 @@ class TestReport:
         assert "| mask_ratio_0.5 | 5 | 2 | 62.5 (62.0 to 63.0) | -1.0 [-1.0, -1.0] (pre-trained) |" in ablations
         assert "| abc | 0 | 2 | a machine, 1 threads | 18 |" in TABLES["made_with"](results)
 
+    def test_a_short_curve_says_nothing_of_a_plateau(self, results: Results) -> None:
+        curves = results.folder / "curves.csv"
+        header, *lines = curves.read_text().splitlines()
+        epoch = header.split(",").index("epoch")
+        curves.write_text("\n".join([header, *(line for line in lines if int(line.split(",")[epoch]) < 10)]))
+        assert TABLES["steps"](results).splitlines()[2].endswith("| - | too few epochs |")
+
     def test_plot(self, results: Results, tmp_path: Path) -> None:
         plot(results, tmp_path / "curves.png")
         assert (tmp_path / "curves.png").stat().st_size > 10_000

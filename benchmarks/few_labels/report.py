@@ -86,7 +86,8 @@ def steps_table(results: Results) -> str:
         if seeds:
             shares = [f"{share:.0%}" if np.isfinite(share) else "never" for share in _shares(results, labels, seeds)]
             rise = _scratch_rise(results, labels, seeds)
-            rows.append([str(labels), ", ".join(shares), f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"])
+            rests = ["-", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
+            rows.append([str(labels), ", ".join(shares), *rests])
     columns = [
         "labelled",
         "steps to scratch's final Dice, per seed",
@@ -202,7 +203,7 @@ def plot(results: Results, path: Path) -> None:
             if not curves:
                 continue
             steps, values = curves[0][0], np.array([smoothed(curve) for _, curve in curves])
-            axis.plot(steps, values.mean(0), color=COLOURS[arm], label=f"{NAMES[arm]} ({len(curves)} seeds)")
+            axis.plot(steps, values.mean(0), color=COLOURS[arm], label=f"{NAMES[arm]} (n = {len(curves)})")
             axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, linewidth=0)
         axis.set_title(f"{labels} labelled cases", fontsize=10)
         axis.set_xlabel("steps")
