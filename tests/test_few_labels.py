@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from benchmarks.few_labels.__main__ import main
 from benchmarks.few_labels.ablations import ABLATIONS
@@ -25,8 +28,9 @@ from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS, Splits, fold_number
 from benchmarks.few_labels.training import finetune, fold_folder, pretrain, pretraining_folder
 from benchmarks.few_labels.work import PLUGINS, TRAINERS, Work
+from hyspark_nnunet.training.randomness import seed_generators
 from hyspark_nnunet.training.recipe import RECIPES, resolve_recipe
-from tests.nnunet_plans import CUBIC, make_plans
+from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
 
 def write_splits(file: Path, **changed: list[str]) -> Path:
@@ -314,6 +318,31 @@ class TestStockPlans:
         others = make_plans([32] * 3, CUBIC, data_identifier="others")
         with pytest.raises(ValueError, match="others, ours nnUNetPlans_3d_fullres"):
             with_patch_and_batch(others, make_plans([32] * 3, CUBIC), 2)
+
+
+def test_the_stock_trainer_is_nnunets_at_our_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, settings = Work(tmp_path), Settings(finetune_epochs=7, finetune_iterations=3)
+    for name, value in work.environment("stock", 1, ARMS["stock"].variables(settings, seed=4)).items():
+        monkeypatch.setenv(name, value)
+    trainer_class = recursive_find_trainer_class_by_name(ARMS["stock"].trainer)
+    ours, stock = (
+        made(make_plans([16] * 3, CUBIC), "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+        for made in (trainer_class, nnUNetTrainer)
+    )
+    lengths = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
+    assert [getattr(ours, name) for name in lengths] == [7, 3, 15, 5]
+    same = ("initial_lr", "weight_decay", "oversample_foreground_percent", "enable_deep_supervision")
+    assert [getattr(ours, name) for name in same] == [getattr(stock, name) for name in same]
+
+    # the crops of an epoch are those of our trainers with the same seed, whatever was drawn before
+    drawn = []
+    ours.network = torch.nn.Conv3d(1, 2, 1)
+    ours.optimizer, ours.lr_scheduler = ours.configure_optimizers()
+    for _ in range(2):
+        ours.on_train_epoch_start()
+        drawn.append((np.random.rand(), torch.rand(1).item()))
+    seed_generators(4, 0, 0, masks=torch.Generator())
+    assert drawn == [(np.random.rand(), torch.rand(1).item())] * 2
 
 
 def test_key_lines_hold_no_path_of_the_machine(tmp_path: Path) -> None:
