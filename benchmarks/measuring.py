@@ -110,12 +110,17 @@ def matrix_throughput(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * 48**3 * 192 * 192 * 27 / min(seconds)
 
 
-def machine(device: torch.device) -> str:
-    """One line: processor or accelerator, threads, torch."""
+def machine(device: torch.device, threads: int | None = None) -> str:
+    """One line: processor or accelerator, threads, torch.
+
+    Args:
+        device: that was measured on.
+        threads: of the process that was measured; None: it is this one.
+    """
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
-        where = f"{_processor()}, {torch.get_num_threads()} threads"
+        where = f"{_processor()}, {torch.get_num_threads() if threads is None else threads} threads"
     return f"{where}; torch {torch.__version__}, Python {platform.python_version()}"
 
 

@@ -1,0 +1,175 @@
+"""Does pre-training help with few labels?
+
+    python -m benchmarks.few_labels all --work W            prepare, pretrain, and all arms
+    python -m benchmarks.few_labels collect --work W        benchmarks/few_labels/results/
+    python -m benchmarks.few_labels report                  docs/results.md and its plot
+
+Each step is a command of its own, too. What is finished is skipped; what was interrupted, goes on.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmarks.few_labels.ablations import ABLATIONS
+from benchmarks.few_labels.arms import ARMS, REFERENCE, Arm, Pretraining, balanced
+from benchmarks.few_labels.collect import collect
+from benchmarks.few_labels.commands import CommandFailed, Commands
+from benchmarks.few_labels.prepare import prepare
+from benchmarks.few_labels.report import write_report
+from benchmarks.few_labels.results import FOLDER
+from benchmarks.few_labels.settings import Settings, add_options, settings_of
+from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS
+from benchmarks.few_labels.training import finetune, pretrain
+from benchmarks.few_labels.work import ROOT, Work
+from hyspark_nnunet.demo import DemoError
+
+DATA = Path(os.environ.get("HYSPARK_REAL_DATA") or ROOT.parent / "shared" / "data")
+
+
+class Benchmark:
+    """The steps on one work folder.
+
+    Args:
+        arguments: of the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.work = Work(arguments.work.resolve())
+        self.settings: Settings = settings_of(arguments, self.work.settings_file)
+        self.cores = os.cpu_count() or 1
+        self.commands = Commands(self.work, max(1, self.cores // arguments.jobs))
+        self.failures: list[str] = []
+
+    def prepare(self) -> None:
+        self._do([partial(prepare, self.commands, self.settings, self.arguments.data)])
+
+    def pretrain(self, pretraining: Pretraining = REFERENCE) -> None:
+        # nothing runs beside it
+        alone = Commands(self.work, self.cores)
+        self._do([partial(pretrain, alone, self.settings, pretraining)], alone)
+
+    def finetune(self, arms: Iterable[Arm]) -> None:
+        runs = balanced(arms, self.arguments.labels, self.arguments.seeds)
+        self._do([partial(finetune, self.commands, self.settings, run) for run in runs])
+
+    def _do(self, tasks: Sequence[Callable[[], None]], commands: Commands | None = None) -> None:
+        if not self.failures:
+            self.failures += (commands or self.commands).side_by_side(tasks, self.arguments.jobs)
+
+
+def run_prepare(benchmark: Benchmark) -> None:
+    """The data sets, plans and folds."""
+    benchmark.prepare()
+
+
+def run_pretrain(benchmark: Benchmark) -> None:
+    """The pre-training, after prepare."""
+    benchmark.prepare()
+    benchmark.pretrain()
+
+
+def run_finetune(benchmark: Benchmark) -> None:
+    """An arm's trainings with labels, after what it needs."""
+    arm = ARMS[benchmark.arguments.arm]
+    benchmark.prepare()
+    if arm.pretraining is not None:
+        benchmark.pretrain(arm.pretraining)
+    benchmark.finetune([arm])
+
+
+def run_ablation(benchmark: Benchmark) -> None:
+    """An ablation's pre-training, where it has one of its own, and its trainings with labels."""
+    name = benchmark.arguments.name
+    benchmark.prepare()
+    benchmark.pretrain(ABLATIONS[name].pretraining(name))
+    benchmark.finetune(ABLATIONS[name].arms(name))
+
+
+def run_all(benchmark: Benchmark) -> None:
+    """Everything but the ablations."""
+    benchmark.prepare()
+    benchmark.pretrain()
+    benchmark.finetune(ARMS.values())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; each command leaves its function in ``run``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.few_labels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument("--work", type=Path, required=True, help="folder of data, trainings and logs")
+    shared = argparse.ArgumentParser(add_help=False, parents=[folder])
+    shared.add_argument("--data", type=Path, default=DATA, help="folder that holds hippocampus/ (default: %(default)s)")
+    shared.add_argument(
+        "--jobs", type=int, default=1, help="trainings side by side, which share the cores (default: 1)"
+    )
+    add_options(shared)
+    seeds = argparse.ArgumentParser(add_help=False)
+    seeds.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        choices=range(MAX_SEEDS),
+        metavar="N",
+        help="(default: 0 1 2)",
+    )
+
+    def add(name: str, run: Callable[[Benchmark], None], labels: Sequence[int] = ()) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, parents=[shared, seeds] if labels else [shared], help=run.__doc__)
+        if labels:
+            made.add_argument(
+                "--labels", type=int, nargs="+", default=labels, choices=LABELS, help="(default: %(default)s)"
+            )
+        made.set_defaults(run=lambda arguments: _run(run, arguments))
+        return made
+
+    add("prepare", run_prepare)
+    add("pretrain", run_pretrain)
+    add("finetune", run_finetune, LABELS).add_argument("--arm", required=True, choices=ARMS)
+    add("all", run_all, LABELS)
+    add("ablation", run_ablation, LABELS[:1]).add_argument(
+        "name", choices=ABLATIONS, metavar="NAME", help=", ".join(ABLATIONS)
+    )
+    collecting = commands.add_parser(
+        "collect", parents=[folder], help="write the results of finished runs as CSV files"
+    )
+    collecting.add_argument("--to", type=Path, default=FOLDER, help="folder (default: that of the repository)")
+    collecting.set_defaults(run=lambda arguments: collect(Work(arguments.work.resolve()), arguments.to))
+    reporting = commands.add_parser("report", help="write the tables of docs/results.md and its plot")
+    reporting.set_defaults(run=lambda arguments: write_report())
+    return parser
+
+
+def _run(step: Callable[[Benchmark], None], arguments: argparse.Namespace) -> int:
+    benchmark = Benchmark(arguments)
+    step(benchmark)
+    if benchmark.failures:
+        print(f"\n{len(benchmark.failures)} failed:", *benchmark.failures, sep="\n\n", file=sys.stderr)
+    return 1 if benchmark.failures else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except (ValueError, OSError, CommandFailed, DemoError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ended; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

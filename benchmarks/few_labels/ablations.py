@@ -1,0 +1,57 @@
+"""What is varied to see why pre-training helps: one entry, one command, one row of the table.
+
+A new question is a new entry: any field of ``PretrainRecipe`` or ``FinetuneRecipe`` by its name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.few_labels.arms import REFERENCE, Arm, Pretraining
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What differs from the benchmark's pre-trained arm.
+
+    Attributes:
+        pretrain: fields of the pre-training's recipe.
+        pretrain_length: its epochs, in parts of the benchmark's.
+        finetune: fields of the fine-tuning's recipe.
+        with_scratch: also train from random weights with this fine-tuning: what it changes there, too, is no merit of
+            the pre-training.
+    """
+
+    pretrain: Mapping[str, Any] = field(default_factory=dict)
+    pretrain_length: float = 1.0
+    finetune: Mapping[str, Any] = field(default_factory=dict)
+    with_scratch: bool = False
+
+    def pretraining(self, name: str) -> Pretraining:
+        """The pre-training: that of the benchmark where nothing about it differs."""
+        if not self.pretrain and self.pretrain_length == 1:
+            return REFERENCE
+        return Pretraining(name, self.pretrain, self.pretrain_length)
+
+    def arms(self, name: str) -> list[Arm]:
+        """What is trained with labels."""
+        arms = [Arm(name, self.pretraining(name), self.finetune)]
+        return [*arms, Arm(f"{name}_scratch", recipe=self.finetune)] if self.with_scratch else arms
+
+
+ABLATIONS: Mapping[str, Ablation] = {
+    "mask_ratio_0.5": Ablation(pretrain={"mask_ratio": 0.5}),
+    "mask_ratio_0.6": Ablation(pretrain={"mask_ratio": 0.6}),
+    "mask_ratio_0.9": Ablation(pretrain={"mask_ratio": 0.9}),
+    # of preset S with the four stages of this data: 192
+    "decoder_width_96": Ablation(pretrain={"decoder_width": 96}),
+    "decoder_width_384": Ablation(pretrain={"decoder_width": 384}),
+    "pretraining_a_third": Ablation(pretrain_length=1 / 3),
+    "pretraining_twice": Ablation(pretrain_length=2),
+    "intensity_augmentation": Ablation(pretrain={"intensity_augmentation": True}),
+    "decoder_warmup_5_epochs": Ablation(finetune={"decoder_warmup_epochs": 5}),
+    "encoder_frozen_5_epochs": Ablation(finetune={"encoder_hold_epochs": 5}),
+    "layer_decay_0.75": Ablation(finetune={"layer_decay": 0.75}),
+    "finetune_lr_3e-4": Ablation(finetune={"initial_lr": 3e-4}, with_scratch=True),
+    "finetune_lr_3e-3": Ablation(finetune={"initial_lr": 3e-3}, with_scratch=True),
+}

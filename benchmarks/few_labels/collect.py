@@ -1,0 +1,130 @@
+"""From the records of finished runs to the files of the repository."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.few_labels.arms import ARMS
+from benchmarks.few_labels.record import mean_dice
+from benchmarks.few_labels.work import Work
+from benchmarks.measuring import write_csv
+from hyspark_nnunet.demo import say
+
+MADE_WITH = ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")
+
+
+def collect(work: Work, to: Path) -> None:
+    """Writes CSV files, recipes and key lines of logs.
+
+    Raises:
+        FileNotFoundError: no run is finished.
+    """
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(work.record("x").parent.glob("*.json"))]
+    if not records:
+        raise FileNotFoundError(f"{work.root} holds no finished run: python -m benchmarks.few_labels all --work ...")
+    order = list(ARMS)
+    pretrainings = [record for record in records if "pretraining" in record]
+    runs = sorted(
+        (record for record in records if "arm" in record),
+        key=lambda r: (order.index(r["arm"]) if r["arm"] in order else len(order), r["arm"], r["labels"], r["seed"]),
+    )
+    rows = {
+        "runs": [_run_row(run) for run in runs if run["arm"] in ARMS],
+        "ablations": [_run_row(run) for run in runs if run["arm"] not in ARMS],
+        "cases": [row for run in runs for row in _case_rows(run)],
+        "curves": [row for run in runs for row in _curve_rows(run)],
+        "pretraining": [row for record in pretrainings for row in _pretraining_rows(record)],
+        "pretrainings": [
+            {
+                "pretraining": record["pretraining"],
+                "epochs": record["epochs"],
+                "steps": record["steps"],
+                "first loss": record["curve"][0]["val_loss"],
+                "last loss": record["curve"][-1]["val_loss"],
+                "loss of whole cases": f"{record['reconstruction_loss']:.4f}",
+                "seconds": record["seconds"],
+                **{key: record[key] for key in MADE_WITH},
+            }
+            for record in pretrainings
+        ],
+    }
+    for name, found in rows.items():
+        if found:
+            write_csv(to / f"{name}.csv", found)
+    for record in [*pretrainings, *runs]:
+        _write_lines(to / "logs" / f"{_name(record)}.txt", record["log"])
+    for name, recipe in {_recipe_name(record): record["recipe"] for record in [*pretrainings, *runs]}.items():
+        _write_lines(to / "recipes" / f"{name}.json", json.dumps(recipe, indent=1).splitlines())
+    for source in (work.prepared_file, work.settings_file):
+        _write_lines(to / source.name, source.read_text(encoding="utf-8").splitlines())
+    say(f"{len(pretrainings)} pre-trainings and {len(runs)} trainings with labels are in {to}")
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    if "pretraining" in record:
+        return f"pretrain_{record['pretraining']}"
+    return f"{record['arm']}_labels{record['labels']}_seed{record['seed']}"
+
+
+def _recipe_name(record: Mapping[str, Any]) -> str:
+    """All runs of an arm share a recipe but for the seed: that of the last is kept."""
+    return _name(record) if "pretraining" in record else record["arm"]
+
+
+def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
+    dice: dict[str, dict[str, float]] = run["dice"]
+    labels = sorted(next(iter(dice.values())))
+    means = {label: sum(case[label] for case in dice.values()) / len(dice) for label in labels}
+    return {
+        **{key: run[key] for key in ("arm", "labels", "seed", "fold")},
+        "dice": f"{mean_dice(dice):.5f}",
+        **{f"dice_{label}": f"{mean:.5f}" for label, mean in means.items()},
+        "steps": run["steps"],
+        "seconds": run["seconds"],
+        **{key: run[key] for key in MADE_WITH},
+    }
+
+
+def _case_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            **{key: run[key] for key in ("arm", "labels", "seed")},
+            "case": case,
+            "dice": f"{sum(dice.values()) / len(dice):.5f}",
+            **{f"dice_{label}": f"{value:.5f}" for label, value in sorted(dice.items())},
+        }
+        for case, dice in sorted(run["dice"].items())
+    ]
+
+
+def _curve_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    per_epoch = run["steps"] // len(run["curve"])
+    return [
+        {
+            **{key: run[key] for key in ("arm", "labels", "seed")},
+            "epoch": epoch,
+            "steps": epoch * per_epoch,
+            "train_loss": values["train_loss"],
+            "val_dice": values["val_dice"],
+        }
+        for epoch, values in enumerate(run["curve"], start=1)
+    ]
+
+
+def _pretraining_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    per_epoch = record["steps"] // record["epochs"]
+    return [
+        {
+            "pretraining": record["pretraining"],
+            "epoch": epoch,
+            "steps": epoch * per_epoch,
+            **{key: "" if values[key] is None else values[key] for key in ("train_loss", "val_loss", "probe")},
+        }
+        for epoch, values in enumerate(record["curve"], start=1)
+    ]
+
+
+def _write_lines(file: Path, lines: Sequence[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,225 @@
+"""Puts the results into docs/results.md: tables between its markers, and the plot of the learning curves."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.few_labels.arms import ARMS
+from benchmarks.few_labels.comparison import (
+    SMOOTHED_OVER,
+    Difference,
+    late_rise,
+    paired_difference,
+    share_to_reach,
+    smoothed,
+)
+from benchmarks.few_labels.results import FOLDER, Results
+from benchmarks.few_labels.subsets import LABELS
+from benchmarks.few_labels.work import ROOT
+
+DOCUMENT, PLOT = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "few_labels.png"
+MARKER = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+NOT_RUN = "*Not run yet.*\n"
+NAMES = {"pretrained": "pre-trained", "scratch": "from scratch", "stock": "stock nnU-Net"}
+COLOURS = {"pretrained": "tab:blue", "scratch": "tab:orange", "stock": "0.5"}
+
+# the goal of the benchmark, in Dice points and parts of the steps
+GAIN, GAIN_AT = 2.0, (5, 10)
+NO_LOSS_AT = 20
+STEPS = 0.5
+# scratch has reached its plateau where its smoothed curve rises by less in the last epochs
+PLATEAU = 1.0
+
+
+def with_results(text: str, results: Results) -> str:
+    """The document with the tables of the results.
+
+    Raises:
+        KeyError: a marker names no table.
+    """
+    return MARKER.sub(lambda match: match[1] + TABLES[match[2]](results) + match[3], text)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; where there are no rows, that nothing was run."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" if rows else NOT_RUN
+
+
+def dice_table(results: Results) -> str:
+    """Mean and range over seeds, per arm and number of labels."""
+    rows = []
+    for arm in ARMS:
+        cells = []
+        for labels in LABELS:
+            seeds = results.seeds(labels, arm)
+            means = results.dice(arm, labels, seeds).mean(1) if seeds else np.array([])
+            cells.append(_mean_and_range(means))
+        if any(cells):
+            rows.append([NAMES[arm], *(cell or "-" for cell in cells)])
+    return markdown(["Dice, mean over seeds (range)", *(f"{labels} labelled" for labels in LABELS)], rows)
+
+
+def difference_table(results: Results) -> str:
+    """Paired differences between the arms."""
+    rows = []
+    for labels in LABELS:
+        for other in ("scratch", "stock"):
+            seeds = results.seeds(labels, "pretrained", other)
+            if seeds:
+                found = _difference(results, labels, "pretrained", other, seeds)
+                rows.append([str(labels), NAMES[other], str(len(seeds)), _interval(found)])
+    return markdown(["labelled", "pre-trained less", "seeds", "difference [95 % interval]"], rows)
+
+
+def steps_table(results: Results) -> str:
+    """When the pre-trained arm is where scratch ends, and whether scratch has come to rest."""
+    rows = []
+    for labels in LABELS:
+        seeds = results.seeds(labels, "pretrained", "scratch")
+        if seeds:
+            shares = [f"{share:.0%}" if np.isfinite(share) else "never" for share in _shares(results, labels, seeds)]
+            rise = _scratch_rise(results, labels, seeds)
+            rests = ["-", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
+            rows.append([str(labels), ", ".join(shares), *rests])
+    columns = [
+        "labelled",
+        "steps to scratch's final Dice, per seed",
+        f"scratch in its last {SMOOTHED_OVER} epochs",
+        "at its plateau",
+    ]
+    return markdown(columns, rows)
+
+
+def goal_table(results: Results) -> str:
+    """The goal, number by number."""
+    rows = []
+    for labels in LABELS:
+        seeds = results.seeds(labels, "pretrained", "scratch")
+        if not seeds:
+            continue
+        found = _difference(results, labels, "pretrained", "scratch", seeds)
+        if labels in GAIN_AT:
+            rests = _scratch_rise(results, labels, seeds) < PLATEAU
+            met = found.mean >= GAIN
+            verdict = ("yes" if met else "no") + ("" if rests else ", but scratch is not at its plateau")
+            rows.append([f"{GAIN:+.1f} points or more at {labels} labels", f"{found.mean:+.1f}", verdict])
+        if labels == NO_LOSS_AT:
+            verdict = "yes" if found.mean >= 0 else "no, but within the interval" if found.high >= 0 else "no"
+            rows.append([f"no loss at {labels} labels", f"{found.mean:+.1f}", verdict])
+        share = float(np.median(_shares(results, labels, seeds)))
+        measured = f"{share:.0%}" if np.isfinite(share) else "never"
+        rows.append(
+            [
+                f"scratch's final Dice in at most {STEPS:.0%} of the steps at {labels} labels (median of seeds)",
+                measured,
+                "yes" if share <= STEPS else "no",
+            ]
+        )
+    return markdown(["goal", "measured", "met"], rows)
+
+
+def pretraining_table(results: Results) -> str:
+    """What pre-training reached."""
+    columns = ["pretraining", "steps", "first loss", "last loss", "loss of whole cases"]
+    return markdown(columns, [[row[column] for column in columns] for row in results.rows("pretrainings")])
+
+
+def ablation_table(results: Results) -> str:
+    """Each ablation against the benchmark's pre-trained arm, on the same seeds and cases."""
+    rows = []
+    for name, labels in results.ablations():
+        seeds = results.seeds(labels, name)
+        reference = "scratch" if name.endswith("_scratch") else "pretrained"
+        shared = results.seeds(labels, name, reference)
+        difference = _interval(_difference(results, labels, name, reference, shared)) if shared else "-"
+        dice = _mean_and_range(results.dice(name, labels, seeds).mean(1))
+        rows.append([name, str(labels), str(len(seeds)), dice, f"{difference} ({NAMES[reference]})"])
+    columns = ["ablation", "labelled", "seeds", "Dice, mean over seeds (range)", "less the benchmark's [95 % interval]"]
+    return markdown(columns, rows)
+
+
+def made_with(results: Results) -> str:
+    """Where the numbers come from."""
+    rows = results.rows("runs")
+    columns = ["commit", "hyspark_nnunet", "nnunetv2", "machine"]
+    counted = dict.fromkeys(tuple(row[column] for column in columns) for row in rows)
+    return markdown(
+        [*columns, "runs"],
+        [[*key, str(sum(tuple(row[c] for c in columns) == key for row in rows))] for key in counted],
+    )
+
+
+TABLES: Mapping[str, Callable[[Results], str]] = {
+    "goal": goal_table,
+    "dice": dice_table,
+    "differences": difference_table,
+    "steps": steps_table,
+    "pretraining": pretraining_table,
+    "ablations": ablation_table,
+    "made_with": made_with,
+}
+
+
+def _difference(results: Results, labels: int, first: str, second: str, seeds: Sequence[int]) -> Difference:
+    return paired_difference(results.dice(first, labels, seeds), results.dice(second, labels, seeds))
+
+
+def _shares(results: Results, labels: int, seeds: Sequence[int]) -> list[float]:
+    """Per seed, the part of the steps after which the pre-trained arm is where scratch ends."""
+    return [
+        share_to_reach(
+            results.curve("pretrained", labels, seed)[1], smoothed(results.curve("scratch", labels, seed)[1])[-1]
+        )
+        for seed in seeds
+    ]
+
+
+def _scratch_rise(results: Results, labels: int, seeds: Sequence[int]) -> float:
+    return late_rise([results.curve("scratch", labels, seed)[1] for seed in seeds])
+
+
+def _interval(found: Difference) -> str:
+    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+
+def _mean_and_range(values: np.ndarray) -> str:
+    return f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})" if len(values) else ""
+
+
+def plot(results: Results, path: Path) -> None:
+    """Learning curves: the mean over seeds, in a band from the lowest to the highest seed."""
+    shown = [labels for labels in LABELS if any(results.seeds(labels, arm) for arm in ARMS)]
+    figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.6), sharey=True, squeeze=False)
+    for axis, labels in zip(axes[0], shown, strict=True):
+        for arm in ARMS:
+            curves = [results.curve(arm, labels, seed) for seed in results.seeds(labels, arm)]
+            if not curves:
+                continue
+            steps, values = curves[0][0], np.array([smoothed(curve) for _, curve in curves])
+            axis.plot(steps, values.mean(0), color=COLOURS[arm], label=f"{NAMES[arm]} (n = {len(curves)})")
+            axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, linewidth=0)
+        axis.set_title(f"{labels} labelled cases", fontsize=10)
+        axis.set_xlabel("steps")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("Dice of validation patches, points")
+    axes[0][-1].legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write_report() -> None:
+    """Writes the tables, and the plot where there are results."""
+    results = Results(FOLDER)
+    DOCUMENT.write_text(with_results(DOCUMENT.read_text(encoding="utf-8"), results), encoding="utf-8")
+    print(f"{DOCUMENT.relative_to(ROOT)} is written")
+    if results.rows("runs"):
+        plot(results, PLOT)
+        print(f"{PLOT.relative_to(ROOT)} is written")

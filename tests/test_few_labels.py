@@ -1,0 +1,476 @@
+"""The parts of benchmarks/few_labels; its trainings run in test_few_labels_commands.py."""
+
+import json
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from benchmarks.few_labels.__main__ import main
+from benchmarks.few_labels.ablations import ABLATIONS
+from benchmarks.few_labels.arms import ARMS, REFERENCE, Run, balanced
+from benchmarks.few_labels.collect import collect
+from benchmarks.few_labels.commands import CommandFailed, Commands, Stopped, alone
+from benchmarks.few_labels.comparison import late_rise, paired_difference, share_to_reach, smoothed
+from benchmarks.few_labels.log_lines import key_lines
+from benchmarks.few_labels.prepare import STOCK_PLANS, with_patch_and_batch
+from benchmarks.few_labels.record import mean_dice
+from benchmarks.few_labels.report import DOCUMENT, TABLES, plot, with_results
+from benchmarks.few_labels.results import FOLDER, Results
+from benchmarks.few_labels.settings import Settings
+from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS, Splits, fold_number
+from benchmarks.few_labels.training import finetune, fold_folder, pretrain, pretraining_folder
+from benchmarks.few_labels.work import PLUGINS, TRAINERS, Work
+from hyspark_nnunet.training.randomness import seed_generators
+from hyspark_nnunet.training.recipe import RECIPES, resolve_recipe
+from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
+
+
+def write_splits(file: Path, **changed: list[str]) -> Path:
+    cases = [f"case_{number:02d}" for number in range(26)]
+    content = {
+        "pretrain": cases[:4],
+        "labelled_20": cases[4:24],
+        "labelled_10": cases[9:19],
+        "labelled_5": cases[10:15],
+        "validation": cases[24:],
+    }
+    file.write_text(json.dumps(content | changed))
+    return file
+
+
+class TestSubsets:
+    @pytest.fixture
+    def splits(self, tmp_path: Path) -> Splits:
+        return Splits.read(write_splits(tmp_path / "splits.json"))
+
+    def test_seed_0_takes_the_lists_of_the_file(self, splits: Splits) -> None:
+        assert [splits.training_cases(labels, 0) for labels in LABELS] == [sorted(splits.labelled[n]) for n in LABELS]
+
+    def test_every_seed_has_nested_subsets_of_its_own(self, splits: Splits) -> None:
+        drawn = [[splits.training_cases(labels, seed) for labels in LABELS] for seed in range(MAX_SEEDS)]
+        for five, ten, twenty in drawn:
+            assert (len(set(five)), len(set(ten))) == (5, 10)
+            assert set(five) < set(ten) < set(twenty) == set(splits.labelled[20])
+        assert len({tuple(five) for five, _, _ in drawn}) == MAX_SEEDS
+        assert splits.training_cases(5, 3) == splits.training_cases(5, 3)
+
+    def test_the_fold_of_a_number_is_that_of_its_labels_and_seed(self, splits: Splits) -> None:
+        folds = splits.folds()
+        assert (fold_number(5, 0), fold_number(10, 1), fold_number(20, 9)) == (0, 11, 29)
+        assert len(folds) == len(LABELS) * MAX_SEEDS
+        for labels in LABELS:
+            for seed in range(MAX_SEEDS):
+                fold = folds[fold_number(labels, seed)]
+                assert fold == {"train": splits.training_cases(labels, seed), "val": sorted(splits.validation)}
+
+    @pytest.mark.parametrize("labels, seed", [(7, 0), (5, MAX_SEEDS), (5, -1)])
+    def test_there_is_no_other_fold(self, labels: int, seed: int) -> None:
+        with pytest.raises(ValueError, match=f"{labels} labels and seed {seed}"):
+            fold_number(labels, seed)
+
+    def test_a_case_has_one_role(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="case_24 is in pretrain and in validation"):
+            Splits.read(write_splits(tmp_path / "splits.json", pretrain=["case_24"]))
+        with pytest.raises(ValueError, match="must be nested"):
+            Splits.read(write_splits(tmp_path / "splits.json", labelled_5=["case_00"]))
+
+
+class TestComparison:
+    def test_the_same_difference_everywhere_has_no_spread(self) -> None:
+        second = np.random.default_rng(0).uniform(40, 80, (3, 30))
+        found = paired_difference(second + 2.5, second)
+        assert found.mean == pytest.approx(2.5)
+        assert (found.low, found.high) == (pytest.approx(2.5), pytest.approx(2.5))
+
+    def test_the_interval_is_that_of_the_known_standard_errors(self) -> None:
+        rng = np.random.default_rng(1)
+        of_cases = rng.normal(0, 6, 400)
+        found = paired_difference(np.tile(of_cases, (3, 1)), np.zeros((3, 400)))
+        # seeds agree: only the draw of cases counts, 1.96 standard errors to either side
+        expected = 1.96 * of_cases.std() / 20
+        assert found.high - found.mean == pytest.approx(expected, rel=0.06)
+        assert found.mean - found.low == pytest.approx(expected, rel=0.06)
+        of_seeds = np.array([[-3.0], [0.0], [3.0]]) + np.zeros((3, 400))
+        found = paired_difference(of_seeds, np.zeros((3, 400)))
+        # cases agree: all draws of three seeds, of which one in 27 is three times the lowest
+        assert (found.low, found.high) == (pytest.approx(-3), pytest.approx(3))
+
+    def test_scores_must_be_paired(self) -> None:
+        with pytest.raises(ValueError, match=r"\(3, 30\) and \(2, 30\) are not paired"):
+            paired_difference(np.zeros((3, 30)), np.zeros((2, 30)))
+
+    def test_share_to_reach(self) -> None:
+        curve = [10.0 * epoch for epoch in range(10)]
+        assert smoothed(curve)[[0, 1, 4, 9]] == pytest.approx([0, 5, 20, 70])
+        assert share_to_reach(curve, 20) == 0.5
+        assert share_to_reach(curve, 70) == 1
+        assert share_to_reach(curve, 70.1) == float("inf")
+
+    def test_late_rise(self) -> None:
+        flat, rising = [50.0] * 12, [float(epoch) for epoch in range(12)]
+        assert late_rise([flat]) == 0
+        assert late_rise([rising]) == 5
+        assert late_rise([flat, rising]) == 2.5
+        assert np.isnan(late_rise([flat[:9]]))
+
+
+class TestSettings:
+    OPTIONS = ("prepare", "--data", "nowhere")
+
+    def test_the_first_command_fixes_them(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        work = ["--work", str(tmp_path)]
+        assert main([*self.OPTIONS, *work, "--finetune-epochs", "7"]) == 1  # there are no data
+        assert json.loads((tmp_path / "settings.json").read_text())["finetune_epochs"] == 7
+        assert "no hippocampus data at" in capsys.readouterr().err
+        assert main([*self.OPTIONS, *work, "--finetune-epochs", "8"]) == 1
+        assert "was begun with finetune_epochs 7, not 8" in capsys.readouterr().err
+        assert main([*self.OPTIONS, *work]) == 1
+        assert "no hippocampus data at" in capsys.readouterr().err
+
+
+class TestCommands:
+    @pytest.fixture
+    def commands(self, tmp_path: Path) -> Commands:
+        return Commands(Work(tmp_path), threads=1)
+
+    def test_environment_and_log(self, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HYSPARK_NUM_EPOCHS", "9")
+        code = "import os, json; print(json.dumps(dict(os.environ)))"
+        commands.run("a", ("python", "-c", code), {"HYSPARK_SEED": "1"}, arm="scratch")
+        command, printed = commands.work.log("a").read_text().strip().splitlines()
+        assert command.startswith("$ HYSPARK_SEED=1 python -c ")
+        found = json.loads(printed)
+        assert {name: found[name] for name in found if name.startswith("HYSPARK_")} == {"HYSPARK_SEED": "1"}
+        assert found["nnUNet_results"] == str(commands.work.results("scratch"))
+        assert found["nnUNet_extTrainer"].split(":")[:2] == [str(TRAINERS), str(PLUGINS)]
+
+    def test_the_others_go_on_where_one_fails(self, commands: Commands) -> None:
+        def task(name: str, status: int) -> None:
+            commands.run(name, ("python", "-c", f"print('here'); raise SystemExit({status})"), {})
+
+        failures = commands.side_by_side([lambda: task("a", 3), lambda: task("b", 0)], jobs=1)
+        assert len(failures) == 1
+        assert "a: python ended with 3" in failures[0] and failures[0].endswith("here")
+        assert commands.work.log("b").is_file()
+
+    def test_stop_ends_what_runs_and_starts_nothing(self, commands: Commands) -> None:
+        code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(0)); print('up'); time.sleep(60)"
+        ended: list[BaseException] = []
+
+        def task() -> None:
+            with pytest.raises(Stopped) as error:
+                commands.run("a", ("python", "-c", code), {})
+            ended.append(error.value)
+
+        thread = threading.Thread(target=task)
+        thread.start()
+        wait_for(lambda: "\nup" in log_of(commands.work, "a"))
+        commands.stop()
+        thread.join(30)
+        assert len(ended) == 1
+        with pytest.raises(Stopped):
+            commands.run("b", ("python", "-c", "print('never')"), {})
+        assert "\nnever" not in log_of(commands.work, "b")
+
+    def test_one_benchmark_at_a_run(self, commands: Commands) -> None:
+        with alone(commands.work, "a") as lock, alone(commands.work, "a") as second, alone(commands.work, "b") as other:
+            assert lock is not None and second is None and other is not None
+        with alone(commands.work, "a") as lock:
+            assert lock is not None
+
+    def test_a_training_that_outlives_its_benchmark_holds_the_run(self, commands: Commands) -> None:
+        code = "import time; print('up'); time.sleep(1.5)"
+        with alone(commands.work, "a") as lock:
+            thread = threading.Thread(target=lambda: commands.run("a", ("python", "-c", code), {}, lock=lock))
+            thread.start()
+            wait_for(lambda: "\nup" in log_of(commands.work, "a"))
+        # as when the benchmark alone is killed: its own hold is gone
+        with alone(commands.work, "a") as again:
+            assert again is None
+        thread.join()
+        with alone(commands.work, "a") as again:
+            assert again is not None
+
+
+def log_of(work: Work, name: str) -> str:
+    return work.log(name).read_text() if work.log(name).is_file() else ""
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+class RecordingCommands(Commands):
+    """Starts nothing: what would be run is the question."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work, threads=1)
+        self.lines: list[str] = []
+
+    def run(self, name: str, command: Any, variables: Any, arm: str = "", lock: int | None = None) -> None:
+        self.lines.append(" ".join(command))
+        self.work.log(name).parent.mkdir(parents=True, exist_ok=True)
+        self.work.log(name).touch()
+
+
+class TestContinuing:
+    RUN = Run(ARMS["pretrained"], 10, 1)
+
+    @pytest.fixture
+    def commands(self, tmp_path: Path) -> RecordingCommands:
+        work = Work(tmp_path)
+        work.record(REFERENCE.run).parent.mkdir(parents=True)
+        work.record(REFERENCE.run).write_text("{}")
+        return RecordingCommands(work)
+
+    def started(self, commands: RecordingCommands) -> str:
+        """The command of the run, which ends before its end here."""
+        with pytest.raises(CommandFailed, match="ended before its end"):
+            finetune(commands, Settings(), self.RUN)
+        return commands.lines[-1]
+
+    def test_from_where_the_fold_stands(self, commands: RecordingCommands) -> None:
+        folder = fold_folder(commands.work, Settings(), self.RUN)
+        weights = pretraining_folder(commands.work, Settings(), REFERENCE) / "checkpoint_final.pth"
+        line = self.started(commands)
+        assert line.endswith(f"-pretrained_weights {weights}")
+        assert " 6 3d_fullres 11 -tr HySparKFinetuneTrainer -p nnUNetHySparKSPlans -device cpu " in line
+        folder.mkdir(parents=True)
+        (folder / "checkpoint_best.pth").touch()
+        line = self.started(commands)
+        assert line.endswith(" --c") and "-pretrained_weights" not in line
+        (folder / "checkpoint_final.pth").touch()
+        assert self.started(commands).endswith(" --val")
+
+    def test_a_finished_run_is_skipped(self, commands: RecordingCommands, capsys: pytest.CaptureFixture[str]) -> None:
+        commands.work.record(self.RUN.name).write_text("{}")
+        finetune(commands, Settings(), self.RUN)
+        pretrain(commands, Settings(), REFERENCE)
+        assert commands.lines == []
+        assert capsys.readouterr().out.count("finished before") == 2
+
+    def test_no_pretraining(self, commands: RecordingCommands) -> None:
+        commands.work.record(REFERENCE.run).unlink()
+        with pytest.raises(FileNotFoundError, match="run pretrain first"):
+            finetune(commands, Settings(), self.RUN)
+        assert commands.lines == []
+
+    def test_the_command_line_skips_what_is_finished(self, commands: RecordingCommands) -> None:
+        work = commands.work
+        work.prepared_file.write_text("{}")
+        for labels in LABELS:
+            work.record(Run(ARMS["scratch"], labels, 2).name).write_text("{}")
+        assert main(["finetune", "--arm", "scratch", "--seeds", "2", "--work", str(work.root)]) == 0
+        assert list((work.root / "nnUNet_results").glob("*")) == []
+
+
+def test_runs_are_in_a_balanced_order() -> None:
+    names = [run.name for run in balanced(ARMS.values(), LABELS, [0, 1])]
+    assert names[:4] == [
+        "pretrained_labels5_seed0",
+        "scratch_labels5_seed0",
+        "stock_labels5_seed0",
+        "pretrained_labels10_seed0",
+    ]
+    assert len(set(names)) == len(names) == 18
+    assert [name[-1] for name in names] == ["0"] * 9 + ["1"] * 9
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
+    ablation, settings = ABLATIONS[name], Settings()
+    pretraining = ablation.pretraining(name)
+    for kind, variables, changed in (
+        ("pretrain", pretraining.variables(settings), ablation.pretrain),
+        ("finetune", ablation.arms(name)[0].variables(settings, seed=1), ablation.finetune),
+    ):
+        recipe = resolve_recipe(RECIPES[kind], None, variables)
+        assert {field: getattr(recipe, field) for field in changed} == changed
+    assert pretraining.epochs(settings) == round(30 * ablation.pretrain_length)
+    assert (pretraining == REFERENCE) == (not ablation.pretrain and ablation.pretrain_length == 1)
+    assert [arm.pretraining for arm in ablation.arms(name)[1:]] == [None] * ablation.with_scratch
+
+
+class TestStockPlans:
+    def test_ours_are_patch_and_batch_alone(self) -> None:
+        stock, ours = make_plans([32, 32, 32], CUBIC), make_plans([40, 56, 40], CUBIC)
+        found = with_patch_and_batch(stock, ours, batch=3)
+        assert found["plans_name"] == STOCK_PLANS
+        configuration = found["configurations"]["3d_fullres"]
+        assert (configuration["patch_size"], configuration["batch_size"]) == ([40, 56, 40], 3)
+        same = configuration | {key: stock["configurations"]["3d_fullres"][key] for key in ("patch_size", "batch_size")}
+        assert same == stock["configurations"]["3d_fullres"]
+
+    def test_the_network_must_fit(self) -> None:
+        with pytest.raises(ValueError, match=r"stride 8 on axis 1.*\[32, 36, 32\]"):
+            with_patch_and_batch(make_plans([32] * 3, CUBIC), make_plans([32, 36, 32], CUBIC), 2)
+        others = make_plans([32] * 3, CUBIC, data_identifier="others")
+        with pytest.raises(ValueError, match="others, ours nnUNetPlans_3d_fullres"):
+            with_patch_and_batch(others, make_plans([32] * 3, CUBIC), 2)
+
+
+def test_the_stock_trainer_is_nnunets_at_our_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, settings = Work(tmp_path), Settings(finetune_epochs=7, finetune_iterations=3)
+    for name, value in work.environment("stock", 1, ARMS["stock"].variables(settings, seed=4)).items():
+        monkeypatch.setenv(name, value)
+    trainer_class = recursive_find_trainer_class_by_name(ARMS["stock"].trainer)
+    ours, stock = (
+        made(make_plans([16] * 3, CUBIC), "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+        for made in (trainer_class, nnUNetTrainer)
+    )
+    lengths = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
+    assert [getattr(ours, name) for name in lengths] == [7, 3, 15, 5]
+    same = ("initial_lr", "weight_decay", "oversample_foreground_percent", "enable_deep_supervision")
+    assert [getattr(ours, name) for name in same] == [getattr(stock, name) for name in same]
+
+    # the crops of an epoch are those of our trainers with the same seed, whatever was drawn before
+    drawn = []
+    ours.network = torch.nn.Conv3d(1, 2, 1)
+    ours.optimizer, ours.lr_scheduler = ours.configure_optimizers()
+    for _ in range(2):
+        ours.on_train_epoch_start()
+        drawn.append((np.random.rand(), torch.rand(1).item()))
+    seed_generators(4, 0, 0, masks=torch.Generator())
+    assert drawn == [(np.random.rand(), torch.rand(1).item())] * 2
+
+
+def test_key_lines_hold_no_path_of_the_machine(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    work.log("a").parent.mkdir()
+    lines = [
+        f"$ HYSPARK_SEED=1 nnUNetv2_train -pretrained_weights {tmp_path}/x.pth",
+        "2026-01-01 10:00:00.123456: This split has 5 training and 30 validation cases.",
+        f"Weights from {tmp_path}/x.pth (HySparKPretrainTrainer):",
+        "part    tensors",
+        "100.0% of the encoder's parameters come from the file.",
+        "something else",
+        *(f"2026-01-01 10:00:00: {line}" for epoch in range(3) for line in (f"Epoch {epoch}", f"train_loss 0.{epoch}")),
+        "2026-01-01 10:00:09: Mean Validation Dice: 0.5",
+    ]
+    work.log("a").write_text("\n".join(lines))
+    assert key_lines(work.log("a"), work) == [
+        "$ HYSPARK_SEED=1 nnUNetv2_train -pretrained_weights $WORK/x.pth",
+        "This split has 5 training and 30 validation cases.",
+        "Weights from $WORK/x.pth (HySparKPretrainTrainer):",
+        "part    tensors",
+        "100.0% of the encoder's parameters come from the file.",
+        "Epoch 0",
+        "train_loss 0.0",
+        "Epoch 2",
+        "train_loss 0.2",
+        "Mean Validation Dice: 0.5",
+    ]
+
+
+class TestReport:
+    """Made records: pre-trained is 3 points better (1 worse at 20 labels); scratch rises to its end at 10 labels."""
+
+    EPOCHS = 16
+    FINAL = {"pretrained": 0.63, "scratch": 0.60, "stock": 0.5, "mask_ratio_0.5": 0.62}
+
+    def record(self, arm: str, labels: int, seed: int) -> dict[str, Any]:
+        final = self.FINAL[arm] + 0.01 * seed - (0.04 if (arm, labels) == ("pretrained", 20) else 0)
+        rising = 4 if arm == "pretrained" else self.EPOCHS if labels == 10 else 6
+        rise = np.linspace(0.4, final, rising).tolist()
+        curve = rise + [final] * (self.EPOCHS - len(rise))
+        dice = {f"case_{n}": {"1": final + 0.001 * n, "2": final - 0.001 * n} for n in range(4)}
+        return {
+            **{"arm": arm, "labels": labels, "seed": seed, "fold": fold_number(labels, seed), "dice": dice},
+            **{"steps": 120, "seconds": 60.5, "recipe": {"seed": seed}, "log": ["$ nnUNetv2_train", "Epoch 0"]},
+            **{
+                "commit": "abc",
+                "hyspark_nnunet": "0",
+                "nnunetv2": "2",
+                "torch": "2",
+                "machine": "a machine, 1 threads",
+            },
+            "curve": [{"train_loss": 1 - value, "val_dice": value} for value in curve],
+        }
+
+    @pytest.fixture
+    def results(self, tmp_path: Path) -> Results:
+        work = Work(tmp_path / "work")
+        for arm in self.FINAL:
+            for labels in LABELS if arm in ARMS else LABELS[:1]:
+                for seed in (0, 1):
+                    self.keep(work, f"{arm}_{labels}_{seed}", self.record(arm, labels, seed))
+        made_with = {key: "?" for key in ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")}
+        curve = [
+            {"train_loss": 1.2, "val_loss": 1.1, "probe": None},
+            {"train_loss": 0.9, "val_loss": 0.8, "probe": None},
+        ]
+        pretraining = {"pretraining": "reference", "epochs": 2, "steps": 100, "seconds": 9, "recipe": {}, "log": ["x"]}
+        self.keep(work, REFERENCE.run, {**pretraining, **made_with, "curve": curve, "reconstruction_loss": 0.75})
+        for file in (work.prepared_file, work.settings_file):
+            file.write_text("{}")
+        collect(work, tmp_path / "results")
+        return Results(tmp_path / "results")
+
+    def keep(self, work: Work, name: str, record: dict[str, Any]) -> None:
+        work.record(name).parent.mkdir(parents=True, exist_ok=True)
+        work.record(name).write_text(json.dumps(record))
+
+    def test_collect(self, results: Results) -> None:
+        assert [row["arm"] for row in results.rows("runs")] == ["pretrained"] * 6 + ["scratch"] * 6 + ["stock"] * 6
+        assert results.rows("runs")[0]["dice"] == "0.63000" and results.rows("runs")[0]["dice_2"] == "0.62850"
+        assert [row["arm"] for row in results.rows("ablations")] == ["mask_ratio_0.5"] * 2
+        assert len(results.rows("cases")) == 20 * 4 and len(results.rows("curves")) == 20 * self.EPOCHS
+        assert [row["val_loss"] for row in results.rows("pretraining")] == ["1.1", "0.8"]
+        assert (results.folder / "logs" / "scratch_labels5_seed1.txt").read_text() == "$ nnUNetv2_train\nEpoch 0\n"
+        assert (results.folder / "recipes" / "stock.json").is_file()
+
+    def test_tables(self, results: Results) -> None:
+        assert "| pre-trained | 63.5 (63.0 to 64.0) | 63.5 (63.0 to 64.0) | 59.5 (59.0 to 60.0) |" in TABLES["dice"](
+            results
+        )
+        assert "| 5 | from scratch | 2 | +3.0 [+3.0, +3.0] |" in TABLES["differences"](results)
+        assert "| 20 | from scratch | 2 | -1.0 [-1.0, -1.0] |" in TABLES["differences"](results)
+        steps = TABLES["steps"](results).splitlines()[2:]
+        # the mean of epochs 3 to 7 is the first above 60 (of 61 with the other seed)
+        assert steps[0] == "| 5 | 44%, 44% | +0.0 | yes |"
+        assert re.fullmatch(r"\| 10 \| 38%, 38% \| \+6\.\d \| no \|", steps[1])
+        assert steps[2] == "| 20 | never, never | +0.0 | yes |"
+        goal = TABLES["goal"](results)
+        assert "| +2.0 points or more at 5 labels | +3.0 | yes |" in goal
+        assert "| +2.0 points or more at 10 labels | +3.0 | yes, but scratch is not at its plateau |" in goal
+        assert "50% of the steps at 5 labels (median of seeds) | 44% | yes |" in goal
+        assert "no loss at 20 labels | -1.0 | no |" in goal
+        assert "50% of the steps at 20 labels (median of seeds) | never | no |" in goal
+        ablations = TABLES["ablations"](results)
+        assert "| mask_ratio_0.5 | 5 | 2 | 62.5 (62.0 to 63.0) | -1.0 [-1.0, -1.0] (pre-trained) |" in ablations
+        assert "| abc | 0 | 2 | a machine, 1 threads | 18 |" in TABLES["made_with"](results)
+
+    def test_a_short_curve_says_nothing_of_a_plateau(self, results: Results) -> None:
+        curves = results.folder / "curves.csv"
+        header, *lines = curves.read_text().splitlines()
+        epoch = header.split(",").index("epoch")
+        curves.write_text("\n".join([header, *(line for line in lines if int(line.split(",")[epoch]) < 10)]))
+        assert TABLES["steps"](results).splitlines()[2].endswith("| - | too few epochs |")
+
+    def test_plot(self, results: Results, tmp_path: Path) -> None:
+        plot(results, tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+    def test_the_mean_is_nnunets(self) -> None:
+        assert mean_dice({"a": {"1": 0.5, "2": 0.7}, "b": {"1": 0.6, "2": 1.0}}) == pytest.approx(0.7)
+
+    def test_nothing_to_collect(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="holds no finished run"):
+            collect(Work(tmp_path), tmp_path / "results")
+
+
+def test_the_tables_of_the_document_are_current() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert set(re.findall(r"<!-- results: (\S+) -->", text)) == set(TABLES)
+    assert with_results(text, Results(FOLDER)) == text

@@ -1,0 +1,119 @@
+"""benchmarks/few_labels from data to tables on made scans, by nnU-Net's real commands, with a stop on the way."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from benchmarks.few_labels.arms import ARMS, REFERENCE, Run
+from benchmarks.few_labels.collect import collect
+from benchmarks.few_labels.settings import Settings
+from benchmarks.few_labels.subsets import Splits
+from benchmarks.few_labels.training import fold_folder, pretraining_folder
+from benchmarks.few_labels.work import ROOT, Work
+from tests.test_few_labels import write_splits
+
+LENGTHS = {
+    "pretrain-epochs": 1,
+    "pretrain-iterations": 2,
+    "pretrain-val-iterations": 1,
+    "pretrain-batch": 2,
+    "finetune-epochs": 2,
+    "finetune-iterations": 2,
+    "finetune-val-iterations": 1,
+    "save-every": 1,
+}
+OPTIONS = [word for name, value in LENGTHS.items() for word in (f"--{name}", str(value))]
+FOLDED = Settings()  # folders depend on the preset alone
+
+
+def write_data(folder: Path) -> Path:
+    """Scans in the layout of the real ones: a bright ball in a box of noise, its halves labelled 1 and 2."""
+    (folder / "hippocampus").mkdir(parents=True)
+    splits = Splits.read(write_splits(folder / "hippocampus" / "splits.json"))
+    rng = np.random.default_rng(0)
+    for case in (*splits.pretrain, *splits.labelled[20], *splits.validation):
+        where = np.meshgrid(*(np.linspace(-1, 1, n) + rng.uniform(-0.2, 0.2) for n in (32, 32, 32)), indexing="ij")
+        inside = sum(axis**2 for axis in where) < 0.5
+        label = np.where(inside, np.where(where[0] > 0, 1, 2), 0).astype(np.uint8)
+        image = (100.0 * inside + rng.normal(0, 20, label.shape)).astype(np.float32)
+        for array, name in ((image, f"imagesTr/{case}_0000.nii.gz"), (label, f"labelsTr/{case}.nii.gz")):
+            file = folder / "hippocampus" / name
+            file.parent.mkdir(exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(file))
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+        "numTraining": 26,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "hippocampus" / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.few_labels", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    printed, _ = process.communicate(timeout=1800)
+    assert process.returncode == status, printed
+    return printed
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the benchmark locks its runs by fcntl")
+def test_from_data_to_tables(tmp_path: Path) -> None:
+    data, work = write_data(tmp_path / "data"), Work(tmp_path / "work")
+    # two jobs: every command takes half of the cores
+    command = ["finetune", "--arm", "pretrained", "--labels", "5", "--seeds", "1", "--jobs", "2"]
+    command += ["--work", str(work.root), "--data", str(data)]
+    run = Run(ARMS["pretrained"], 5, 1)
+
+    # stopped in its training with labels, when that has a checkpoint
+    process = start(*command, *OPTIONS)
+    folder = fold_folder(work, FOLDED, run)
+    while process.poll() is None and not list(folder.glob("checkpoint_*.pth")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    assert "the same command goes on" in finish(process, status=130)
+    assert work.record(REFERENCE.run).is_file() and not work.record(run.name).exists()
+    pretrained = pretraining_folder(work, FOLDED, REFERENCE) / "checkpoint_final.pth"
+    made = pretrained.stat().st_mtime_ns
+
+    # goes on, with the settings of the folder
+    assert "pretrain_reference: finished before" in finish(start(*command))
+    assert pretrained.stat().st_mtime_ns == made
+    record = json.loads(work.record(run.name).read_text())
+    assert any(line.startswith("100.0% of the encoder's parameters come from the file") for line in record["log"])
+    trainings = [line for line in record["log"] if line.startswith("$ ") and "nnunet_train" in line]
+    assert len(trainings) == 2 and trainings[1].endswith((" --c", " --val"))
+    assert "This split has 5 training and 2 validation cases." in record["log"]
+
+    # what is kept
+    splits = Splits.read(data / "hippocampus" / "splits.json")
+    assert set(record["dice"]) == set(splits.validation) and set(record["dice"]["case_24"]) == {"1", "2"}
+    assert len(record["curve"]) == 2 and record["steps"] == 4 and record["seconds"] > 0
+    recipe = record["recipe"]["recipe"]
+    assert (recipe["seed"], recipe["batch_size"], recipe["initial_lr"]) == (1, 2, 1e-3)
+    collect(work, tmp_path / "results")
+    with open(tmp_path / "results" / "runs.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["labels"], row["seed"], row["fold"]) for row in rows] == [("pretrained", "5", "1", "1")]
+    assert json.loads((tmp_path / "results" / "prepared.json").read_text())["stock"]["patch_size"] == [32, 32, 32]
+    everything = "".join(file.read_text() for file in (tmp_path / "results").rglob("*.*"))
+    assert str(tmp_path) not in everything
+
+    # no label of a scan for pre-training is in the work folder, but the foreground that dataset prepare finds
+    labelled = {file.name.removesuffix(".nii.gz") for file in (work.raw / "Dataset006_Hippocampus/labelsTr").iterdir()}
+    assert labelled == {*splits.labelled[20], *splits.validation}
+    made_labels = work.raw / "Dataset060_HippocampusScans" / "labelsTr"
+    assert {int(sitk.GetArrayFromImage(sitk.ReadImage(file)).max()) for file in made_labels.iterdir()} == {1}
