@@ -20,8 +20,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := $(VENV)/constraints.txt
 STAMP := $(VENV)/installed.stamp
-# the variable silences mkdocs-material's notice of its successor
-MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+# not --quiet: that hides warnings from --strict, too. The variable silences mkdocs-material's notice of its successor
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 # of pip's many lines, those that show where it is
 PROGRESS := { grep --line-buffered -E '^ *(Collecting|Downloading|Installing|Successfully)' || true; }
 
