@@ -176,14 +176,16 @@ def progress_picture(
     log: Mapping[str, Sequence[Any]] | Callable[[str, Any], Sequence[Any]],
     path: Path | str,
     probe: Sequence[float] | None = None,
+    probe_before: float | None = None,
 ) -> None:
     """Writes reconstruction loss, learning rate, duration and, where there is one, the probe's Dice over the epochs.
 
     Args:
         log: the lists of nnU-Net's local logger by name, as in a checkpoint's "logging"; or the logger's ``get_value``.
             Lists of unequal length (an epoch that is not over) are cut to the shortest.
-        probe: Dice of the linear probe by epoch, NaN where it was not asked; None: there is no probe.
         path: of the PNG; replaced as a whole.
+        probe: Dice of the linear probe by epoch, NaN where it was not asked; None: there is no probe.
+        probe_before: its Dice before the first step, where it is known.
     """
 
     def lists(*names: str) -> list[FloatArray]:
@@ -214,6 +216,9 @@ def progress_picture(
         scores = np.array(probe, dtype=np.float64)
         asked = np.flatnonzero(np.isfinite(scores))
         more[0].plot(asked + 1, scores[asked], color="#7a4f9a", marker="o", markersize=3.5)
+        if probe_before is not None:
+            more[0].axhline(probe_before, color="black", linewidth=1, linestyle="--", label="before the first step")
+            more[0].legend(frameon=False, fontsize=8)
         more[0].set_title("Dice of a linear head on the frozen encoder")
     for axes in (losses, rates, durations, *more):
         axes.set_xlabel("epoch")

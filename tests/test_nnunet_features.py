@@ -165,9 +165,11 @@ def test_pretraining_of_slices_and_of_flat_volumes(project: Project, flat: dict[
 def test_the_probe_is_logged_and_reaches_wandb(project: Project, flat: dict[str, Path]) -> None:
     """And with it all that is logged; the ignore label has no Dice."""
     folder = project.fold_folder(FLAT, PRETRAINER, "all", "2d", PLANS)
-    curve = read_checkpoint(folder / "checkpoint_final.pth")["logging"]["probe_dice"]
-    assert len(curve) == 2 and all(0 < dice <= 1 for dice in curve)
+    logged_lists = read_checkpoint(folder / "checkpoint_final.pth")["logging"]
+    curve, before = logged_lists["probe_dice"], logged_lists["probe_dice_before"]
+    assert len(curve) == 2 and len(before) == 1 and all(0 < dice <= 1 for dice in [*before, *curve])
     log = next(folder.glob("training_log_*.txt")).read_text()
+    assert log.count("probe_dice before the first step ") == 1
     assert "label 2 " in log and "label 3 " not in log
     notes = [json.loads(line) for line in (project.root / "wandb.jsonl").read_text().splitlines()]
     assert ["init", {"project": "nnunet"}] in notes

@@ -1,11 +1,9 @@
 """Self-supervised pre-training on preprocessed nnU-Net data sets."""
 
 import json
-import math
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from time import time
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
@@ -32,10 +29,9 @@ from hyspark_nnunet.training.image_only import without_labels
 from hyspark_nnunet.training.loader_processes import augmenter
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.precision import autocast_dtype
-from hyspark_nnunet.training.probe import LinearProbe, divided, has_labels
+from hyspark_nnunet.training.probing import ProbingTrainer
 from hyspark_nnunet.training.recipe import PretrainRecipe, resolve_recipe
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
-from hyspark_nnunet.training.trainer import HySparKTrainer
 from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, fault_of
 from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities
 
@@ -47,7 +43,6 @@ SPATIAL_TRANSFORMS = (
     MirrorTransform,
     MaskImageTransform,
 )
-PROBE_KEY = "probe_dice"  # in nnU-Net's log
 
 
 def without_intensity_changes(transforms: ComposeTransforms) -> ComposeTransforms:
@@ -55,7 +50,7 @@ def without_intensity_changes(transforms: ComposeTransforms) -> ComposeTransform
     return ComposeTransforms([t for t in transforms.transforms if isinstance(t, SPATIAL_TRANSFORMS)])
 
 
-class HySparKPretrainTrainer(HySparKTrainer):
+class HySparKPretrainTrainer(ProbingTrainer):
     """Pre-trains HySparK's masked autoencoder; labels serve nnU-Net's foreground sampling and the probe alone.
 
     Source: HySparK (arXiv 2408.05815). nnU-Net's data loading, spatial augmentation, AMP, compile, DDP and checkpoints.
@@ -80,7 +75,6 @@ class HySparKPretrainTrainer(HySparKTrainer):
         self.unit = unit_size(encoder_arguments(self.configuration_manager, self.recipe.preset)["strides"])
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
-        self.probe: LinearProbe | None = None
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         if settings.previous_stage_name is not None:
@@ -170,7 +164,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
             made.has_ignore = False
             return made
 
-        self._make_probe(dataset_tr, dataset_val)
+        self.make_probe(dataset_tr, dataset_val)
         held_out = HeldOutPatches(
             loader(dataset_val, patch_size, None),
             self.num_val_iterations_per_epoch,
@@ -182,38 +176,6 @@ class HySparKPretrainTrainer(HySparKTrainer):
         training_loader = loader(dataset_tr, initial_patch_size, transforms)
         processes = get_allowed_n_proc_DA()
         return augmenter(training_loader, processes, max(6, processes // 2), self.device.type == "cuda"), held_out
-
-    def _make_probe(self, dataset_tr: Any, dataset_val: Any) -> None:
-        """The linear probe's patches, on the first rank; none for a data set without labels."""
-        if self.local_rank != 0 or not self.recipe.probe_every:
-            return
-        parts: list[list[str]] = []
-        if has_labels(self.dataset_json):
-            chosen = divided(dataset_tr.identifiers, dataset_val.identifiers, self.recipe.probe_cases)
-            parts = [[key for key in part if self._is_sound(key)] for part in chosen]
-        if not parts or not all(parts):
-            self.print_to_log_file("No linear probe: the data set has no labels, or a single case.")
-            return
-        patch_size = self.configuration_manager.patch_size
-
-        def loader(key: str) -> nnUNetDataLoader:
-            case = self.dataset_class(self.preprocessed_dataset_folder, [key])
-            return nnUNetDataLoader(
-                case, 1, patch_size, patch_size, self.label_manager, oversample_foreground_percent=1
-            )
-
-        fit, score = ([loader(key) for key in part] for part in parts)
-        self.probe = LinearProbe.drawn_from(fit, score, self.label_manager.ignore_label)
-
-    def _is_sound(self, key: str) -> bool:
-        """Can a case be read, and are its voxels finite? The probe is not worth the end of a training."""
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, [key])
-        fault = fault_of(dataset, key)
-        if fault is None and not np.isfinite(np.asarray(dataset.load_case(key)[0][:])).all():
-            fault = f"case {key} has voxels that are not finite"
-        if fault is not None:
-            self.print_to_log_file(f"WARNING: the linear probe leaves out a case: {fault}")
-        return fault is None
 
     # -------------------------------------------------------------------------------------------------- steps
 
@@ -248,8 +210,7 @@ class HySparKPretrainTrainer(HySparKTrainer):
 
     def judge_epoch(self) -> bool:
         """The best checkpoint is that of the lowest validation loss; nnU-Net judges by a Dice."""
-        done, every = self.current_epoch + 1, self.recipe.probe_every
-        self._probe(done in (1, self.num_epochs) or (every > 0 and done % every == 0))
+        self.probe_epoch(self.current_epoch + 1)
         val_loss = self.logger.get_value("val_losses", step=-1)
         # nnU-Net's field for the best value so far, which its checkpoints carry
         if not np.isfinite(val_loss) or (self._best_ema is not None and val_loss >= self._best_ema):
@@ -259,29 +220,10 @@ class HySparKPretrainTrainer(HySparKTrainer):
         return True
 
     def picture_epoch(self, done: int) -> None:
-        curve = self.logger.local_logger.my_fantastic_logging.get(PROBE_KEY)
-        progress_picture(self.logger.get_value, Path(self.output_folder) / "progress.png", curve)
+        path = Path(self.output_folder) / "progress.png"
+        progress_picture(self.logger.get_value, path, self.probe_curve, self.probe_before)
         if done in (1, self.num_epochs) or done % self.recipe.picture_every == 0:
             self._picture_held_out(Path(self.output_folder) / "reconstructions" / f"epoch_{done:04d}.png", done)
-
-    def _probe(self, is_due: bool) -> None:
-        """Scores the linear head; nnU-Net's logger wants a value for every epoch, so those between get none (NaN)."""
-        if self.probe is None:
-            return
-        log = self.logger.local_logger
-        curve = log.my_fantastic_logging.setdefault(PROBE_KEY, [])
-        # checkpoints of trainings without a probe, or with one that was off for a while
-        curve.extend([math.nan] * (self.current_epoch - len(curve)))
-        if not is_due:
-            log.log(PROBE_KEY, math.nan, self.current_epoch)
-            return
-        start = time()
-        self.network.eval()
-        with self.autocast():
-            score = self.probe.score(self.bare_network.encoder, self.device)
-        self.logger.log(PROBE_KEY, score.mean, self.current_epoch)
-        by_label = ", ".join(f"label {label} {dice:.4f}" for label, dice in score.items())
-        self.print_to_log_file(f"probe_dice {score.mean:.4f} ({by_label}; took {time() - start:.1f} s)")
 
     # ------------------------------------------------------------------------------------------------ results
 

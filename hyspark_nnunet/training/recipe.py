@@ -250,7 +250,7 @@ class PretrainRecipe(Recipe):
         meaning="epochs between two scores of a linear head on the frozen encoder, where there are labels; 0: off",
     )
     probe_cases: int = documented(
-        8,
+        20,
         AT_LEAST_ONE,
         unit="cases",
         source=OURS,

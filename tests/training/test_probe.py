@@ -99,15 +99,19 @@ def test_the_log_has_a_value_for_every_epoch_also_of_an_older_checkpoint(
     trainer.network, trainer.probe = nn.Sequential(OrderedDict(encoder=Encoder(True))), make((12, 16, 12))
     log = trainer.logger.local_logger.my_fantastic_logging
     assert "probe_dice" not in log
-    trainer.current_epoch = 3
-    trainer._probe(False)
-    trainer.current_epoch = 4
-    trainer._probe(True)
-    assert [math.isnan(dice) for dice in log["probe_dice"]] == [True] * 4 + [False]
+    for epoch in (8, 9):  # the second is due
+        trainer.current_epoch = epoch
+        trainer.probe_epoch(epoch + 1)
+    assert [math.isnan(dice) for dice in log["probe_dice"]] == [True] * 9 + [False]
     assert "probe_dice 0." in next(tmp_path.rglob("training_log_*.txt")).read_text()
-    progress_picture({**log, "train_losses": [1.0]}, tmp_path / "with.png", log["probe_dice"])
-    progress_picture({"train_losses": [1.0]}, tmp_path / "without.png")
-    assert imread(tmp_path / "with.png").shape[1] > imread(tmp_path / "without.png").shape[1]
+    # where the untrained encoder stood is not known any more
+    assert trainer.probe_before is None
+    pictures = {"without": (), "with": (trainer.probe_curve,), "with_start": (trainer.probe_curve, 0.5)}
+    for name, probe in pictures.items():
+        progress_picture({"train_losses": [1.0]}, tmp_path / f"{name}.png", *probe)
+    without, with_curve, with_start = (imread(tmp_path / f"{name}.png") for name in pictures)
+    assert with_curve.shape[1] > without.shape[1]
+    assert with_curve.shape == with_start.shape and (with_curve != with_start).any()
 
 
 def test_cases_to_fit_and_to_score_are_different_cases() -> None:

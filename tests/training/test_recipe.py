@@ -47,7 +47,7 @@ PRETRAIN = {
     "num_pictures": 4,
     "picture_every": 50,
     "probe_every": 10,
-    "probe_cases": 8,
+    "probe_cases": 20,
 }
 FINETUNE = {
     "warmup_fraction": 0.05,
