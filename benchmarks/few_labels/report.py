@@ -209,7 +209,9 @@ def plot(results: Results, path: Path) -> None:
         axis.set_xlabel("steps")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("Dice of validation patches, points")
-    axes[0][-1].legend(fontsize=8, loc="lower right")
+    # arms that are not finished at some number of labels are named, too
+    named = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0][-1].legend(named.values(), named, fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
