@@ -21,6 +21,7 @@ class ProbingTrainer(HySparKTrainer):
     """A trainer whose encoder is probed with ``LinearProbe`` as it trains, on the first rank."""
 
     recipe: PretrainRecipe
+    logged_once = (PROBE_BEFORE_KEY,)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -40,6 +40,8 @@ class SavedTraining(TrainingLoop):
     was_initialized: bool
     # epochs for which the learning-rate curve was drawn first
     curve_epochs: int
+    # lists of the logger that do not hold a value per epoch
+    logged_once: tuple[str, ...] = ()
 
     def __init__(self, plans: dict, *args: Any, **kwargs: Any) -> None:
         # of --c; nnU-Net takes it out of the plans
@@ -92,6 +94,11 @@ class SavedTraining(TrainingLoop):
                 )
         super().print_to_log_file(*args, **kwargs)
 
+    def logged_until(self, epochs_done: int) -> dict[str, Any]:
+        """The logger's lists without what an unfinished epoch has logged, which is logged again."""
+        lists = self.logger.get_checkpoint()
+        return {key: values if key in self.logged_once else values[:epochs_done] for key, values in lists.items()}
+
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's hook, called when an epoch is done but not yet counted."""
         self.write_checkpoint(filename, self.current_epoch + 1)
@@ -103,13 +110,11 @@ class SavedTraining(TrainingLoop):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        # what an unfinished epoch has logged is logged again
-        logging = {key: values[:epochs_done] for key, values in self.logger.get_checkpoint().items()}
         checkpoint = {
             "network_weights": self.bare_network.state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-            "logging": logging,
+            "logging": self.logged_until(epochs_done),
             "_best_ema": self._best_ema,
             "current_epoch": epochs_done,
             "init_args": self.my_init_kwargs,

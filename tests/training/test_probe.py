@@ -106,6 +106,10 @@ def test_the_log_has_a_value_for_every_epoch_also_of_an_older_checkpoint(
     assert "probe_dice 0." in next(tmp_path.rglob("training_log_*.txt")).read_text()
     # where the untrained encoder stood is not known any more
     assert trainer.probe_before is None
+    # a checkpoint inside an epoch leaves out what that has logged, and keeps what is no epoch's
+    log |= {"train_losses": [1.0], "probe_dice_before": [0.5]}
+    kept = trainer.logged_until(0)
+    assert kept["train_losses"] == kept["probe_dice"] == [] and kept["probe_dice_before"] == [0.5]
     pictures = {"without": (), "with": (trainer.probe_curve,), "with_start": (trainer.probe_curve, 0.5)}
     for name, probe in pictures.items():
         progress_picture({"train_losses": [1.0]}, tmp_path / f"{name}.png", *probe)
