@@ -19,8 +19,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from benchmarks.measuring import machine, table, write_csv
 from benchmarks.step import CUBE, HIPPOCAMPUS, LARGE, RESULTS
-from hyspark_nnunet.training.image_only import without_labels
-from hyspark_nnunet.training.pretrain import without_intensity_changes
+from hyspark_nnunet.training.image_transforms import pretraining_transforms
+from hyspark_nnunet.training.recipe import NO_AUGMENTATION
 
 ROTATION = (-30 / 360 * 2 * np.pi, 30 / 360 * 2 * np.pi)  # nnU-Net's, for a cube
 SCALES = [[1.0] * 3, [0.5] * 3, [0.25] * 3, [0.125] * 3]
@@ -29,11 +29,11 @@ SCALES = [[1.0] * 3, [0.5] * 3, [0.25] * 3, [0.125] * 3]
 def variants(patch: Sequence[int]) -> dict[str, BasicTransform]:
     """nnU-Net's transforms, and what pre-training leaves of them."""
     everything = nnUNetTrainer.get_training_transforms(tuple(patch), ROTATION, SCALES, (0, 1, 2), False, [False])
-    spatial = without_intensity_changes(everything)
+    image_only = pretraining_transforms(everything, NO_AUGMENTATION)
     return {
         "nnU-Net's augmentation": everything,
-        "spatial transforms": spatial,
-        "spatial transforms, no labels": without_labels(spatial),
+        "spatial transforms": image_only.transforms,
+        "spatial transforms, no labels": image_only,
     }
 
 

@@ -71,6 +71,7 @@ def sample_visible(
     mask_ratio: float,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
+    block: int = 1,
 ) -> Tensor:
     """Draws a mask: in each sample a uniformly random choice of units stays visible, in each equally many.
 
@@ -80,6 +81,8 @@ def sample_visible(
         mask_ratio: share of the units that is hidden.
         generator: source of randomness; its device must be ``device``.
         device: where the mask is made; None: the generator's device, or the CPU.
+        block: units per axis that are kept or hidden together; of one block of a sample a part may stay visible, so
+            that the number of visible units is what the ratio says.
 
     Returns:
         BoolTensor (B, 1, *grid), True = visible.
@@ -90,7 +93,11 @@ def sample_visible(
     visible_units = num_visible_units(grid, mask_ratio)
     if device is None and generator is not None:
         device = generator.device
-    order = torch.rand(batch_size, prod(grid), generator=generator, device=device).argsort(dim=1)
+    # units of a block draw one number, and those that share it stay in their order
+    coarse = [-(-size // block) for size in grid]
+    draws = torch.rand(batch_size, 1, *coarse, generator=generator, device=device)
+    draws = view_at(draws, [block] * len(coarse))[(..., *(slice(size) for size in grid))]
+    order = draws.flatten(1).argsort(dim=1, stable=True)
     visible = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :visible_units], True)
     return visible.view(batch_size, 1, *grid)
 
@@ -99,11 +106,11 @@ def view_at(visible: Tensor, block: Sequence[int]) -> Tensor:
     """The mask on a finer grid: each unit becomes a block of ``block`` voxels.
 
     Args:
-        visible: BoolTensor (B, 1, *grid).
+        visible: BoolTensor (B, 1, *grid), or any other tensor of values per unit.
         block: voxels per unit and axis at the wanted stage.
 
     Returns:
-        BoolTensor (B, 1, *(grid * block)).
+        (B, 1, *(grid * block)).
     """
     for axis, width in enumerate(block):
         if width != 1:

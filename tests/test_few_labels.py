@@ -20,7 +20,15 @@ from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands, Stopped, alone
 from benchmarks.few_labels.comparison import late_rise, paired_difference, share_to_reach, smoothed
 from benchmarks.few_labels.log_lines import key_lines
-from benchmarks.few_labels.prepare import STOCK_PLANS, with_patch_and_batch
+from benchmarks.few_labels.prepare import (
+    LABELLED,
+    STOCK_PLANS,
+    UNLABELLED,
+    hyspark_plans,
+    pretraining_plans,
+    with_patch_and_batch,
+    write_plans,
+)
 from benchmarks.few_labels.record import mean_dice
 from benchmarks.few_labels.report import DOCUMENT, TABLES, plot, with_results
 from benchmarks.few_labels.results import FOLDER, Results
@@ -298,8 +306,30 @@ def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
         recipe = resolve_recipe(RECIPES[kind], None, variables)
         assert {field: getattr(recipe, field) for field in changed} == changed
     assert pretraining.epochs(settings) == round(30 * ablation.pretrain_length)
-    assert (pretraining == REFERENCE) == (not ablation.pretrain and ablation.pretrain_length == 1)
+    changed = bool(ablation.pretrain or ablation.network) or ablation.pretrain_length != 1
+    assert (pretraining != REFERENCE) == changed
     assert [arm.pretraining for arm in ablation.arms(name)[1:]] == [None] * ablation.with_scratch
+
+
+def test_a_network_with_other_arguments_has_plans_of_its_own(tmp_path: Path) -> None:
+    work, settings, ablation = Work(tmp_path), Settings(), ABLATIONS["without_vit"]
+    arm, scratch = ablation.arms("without_vit")
+    for dataset, names in (
+        (LABELLED, (hyspark_plans(settings), arm.plans(settings))),
+        (UNLABELLED, (pretraining_plans(settings), arm.pretraining.plans(settings))),
+    ):
+        folder = work.preprocessed / dataset
+        folder.mkdir(parents=True)
+        plans = make_plans([16, 16, 16], CUBIC)
+        (folder / f"{names[0]}.json").write_text(json.dumps(plans))
+        write_plans(work, dataset, *names, arm.network)
+        write_plans(work, dataset, names[0], names[0], {})
+        assert json.loads((folder / f"{names[0]}.json").read_text()) == plans
+        found = json.loads((folder / f"{names[1]}.json").read_text())
+        assert found["plans_name"] == names[1] != names[0]
+        assert found["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].pop("vit_n_blocks") == 0
+        assert found | {"plans_name": plans["plans_name"]} == plans
+    assert scratch.plans(settings) == arm.plans(settings) and ARMS["stock"].plans(settings) == STOCK_PLANS
 
 
 class TestStockPlans:

@@ -45,6 +45,27 @@ def test_every_unit_is_visible_equally_often() -> None:
     assert (share - 7 / 27).abs().max() < 0.035
 
 
+@pytest.mark.parametrize("grid", [(6, 6, 6), (5, 7, 5), (7, 3)])
+@pytest.mark.parametrize("block", [2, 3])
+def test_units_of_a_block_are_hidden_together(grid: tuple, block: int) -> None:
+    visible = sample_visible(20, grid, 0.75, torch.Generator().manual_seed(0), block=block)
+    assert visible.flatten(1).sum(1).tolist() == [num_visible_units(grid, 0.75)] * 20
+    index = torch.meshgrid(*(torch.arange(n) // block for n in grid), indexing="ij")
+    blocks = sum(axis * 100**place for place, axis in enumerate(index)).flatten()
+    cut = 0
+    for sample in visible.flatten(1):
+        shares = [sample[blocks == number].float().mean().item() for number in blocks.unique()]
+        cut += sum(0 < share < 1 for share in shares)
+        assert sum(0 < share < 1 for share in shares) <= 1
+    # of single units far more blocks would be in part visible
+    assert cut <= 20
+
+
+def test_a_block_larger_than_the_grid_hides_what_the_ratio_says() -> None:
+    visible = sample_visible(3, (4, 4), 0.75, torch.Generator().manual_seed(0), block=9)
+    assert visible.flatten(1).sum(1).tolist() == [4, 4, 4]
+
+
 def test_view_at_a_finer_grid() -> None:
     visible = torch.tensor([[True, False]]).view(1, 1, 1, 2)
     assert view_at(visible, (2, 3)).tolist() == [[[[True] * 3 + [False] * 3] * 2]]

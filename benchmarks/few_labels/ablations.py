@@ -1,6 +1,7 @@
 """What is varied to see why pre-training helps: one entry, one command, one row of the table.
 
-A new question is a new entry: any field of ``PretrainRecipe`` or ``FinetuneRecipe`` by its name.
+A new question is a new entry: any field of ``PretrainRecipe`` or ``FinetuneRecipe`` by its name, or any argument of the
+network.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ class Ablation:
         pretrain: fields of the pre-training's recipe.
         pretrain_length: its epochs, in parts of the benchmark's.
         finetune: fields of the fine-tuning's recipe.
+        network: arguments of the network, in both.
         with_scratch: also train from random weights with this fine-tuning: what it changes there, too, is no merit of
             the pre-training.
     """
@@ -25,18 +27,20 @@ class Ablation:
     pretrain: Mapping[str, Any] = field(default_factory=dict)
     pretrain_length: float = 1.0
     finetune: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
     with_scratch: bool = False
 
     def pretraining(self, name: str) -> Pretraining:
         """The pre-training: that of the benchmark where nothing about it differs."""
-        if not self.pretrain and self.pretrain_length == 1:
+        if not self.pretrain and not self.network and self.pretrain_length == 1:
             return REFERENCE
-        return Pretraining(name, self.pretrain, self.pretrain_length)
+        return Pretraining(name, self.pretrain, self.pretrain_length, self.network)
 
     def arms(self, name: str) -> list[Arm]:
         """What is trained with labels."""
-        arms = [Arm(name, self.pretraining(name), self.finetune)]
-        return [*arms, Arm(f"{name}_scratch", recipe=self.finetune)] if self.with_scratch else arms
+        arms = [Arm(name, self.pretraining(name), self.finetune, network=self.network)]
+        scratch = Arm(f"{name}_scratch", recipe=self.finetune, network=self.network)
+        return [*arms, scratch] if self.with_scratch else arms
 
 
 ABLATIONS: Mapping[str, Ablation] = {
@@ -46,9 +50,13 @@ ABLATIONS: Mapping[str, Ablation] = {
     # of preset S with the four stages of this data: 192
     "decoder_width_96": Ablation(pretrain={"decoder_width": 96}),
     "decoder_width_384": Ablation(pretrain={"decoder_width": 384}),
+    "without_vit": Ablation(network={"vit_n_blocks": 0}, with_scratch=True),
     "pretraining_a_third": Ablation(pretrain_length=1 / 3),
     "pretraining_twice": Ablation(pretrain_length=2),
-    "intensity_augmentation": Ablation(pretrain={"intensity_augmentation": True}),
+    "intensity_augmentation_of_input": Ablation(pretrain={"intensity_augmentation": "input"}),
+    "intensity_augmentation_of_both": Ablation(pretrain={"intensity_augmentation": "both"}),
+    "mask_block_2": Ablation(pretrain={"mask_block": 2}),
+    "targets_not_standardised": Ablation(pretrain={"standardise_targets": False}),
     "decoder_warmup_5_epochs": Ablation(finetune={"decoder_warmup_epochs": 5}),
     "encoder_frozen_5_epochs": Ablation(finetune={"encoder_hold_epochs": 5}),
     "layer_decay_0.75": Ablation(finetune={"layer_decay": 0.75}),

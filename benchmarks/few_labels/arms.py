@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.few_labels.prepare import STOCK_PLANS, hyspark_plans
+from benchmarks.few_labels.prepare import STOCK_PLANS, hyspark_plans, pretraining_plans
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import fold_number
 from benchmarks.few_labels.trainers.few_labels_stock import PREFIX, FewLabelsStockTrainer
@@ -17,6 +17,11 @@ STOCK_TRAINER = FewLabelsStockTrainer.__name__
 PRETRAIN_SEED = 0
 
 
+def with_network(plans: str, network: Mapping[str, Any]) -> str:
+    """The name of plans whose network has these arguments instead."""
+    return plans + "".join(f"_{name}_{value}" for name, value in network.items())
+
+
 @dataclass(frozen=True)
 class Pretraining:
     """A pre-training.
@@ -25,15 +30,20 @@ class Pretraining:
         name: of its folder and record.
         recipe: fields of ``PretrainRecipe`` that differ from the settings.
         length: its epochs, in parts of those of the settings.
+        network: arguments of the network that differ from the plan's.
     """
 
     name: str = "reference"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     length: float = 1.0
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
         return f"pretrain_{self.name}"
+
+    def plans(self, settings: Settings) -> str:
+        return with_network(pretraining_plans(settings), self.network)
 
     def epochs(self, settings: Settings) -> int:
         return max(1, round(self.length * settings.pretrain_epochs))
@@ -67,19 +77,21 @@ class Arm:
         pretraining: whose weights it starts from; None: random ones.
         recipe: fields of ``FinetuneRecipe`` that differ from the settings.
         stock: nnU-Net's own network, trainer and optimiser.
+        network: arguments of the network that differ from the plan's.
     """
 
     name: str
     pretraining: Pretraining | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     stock: bool = False
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trainer(self) -> str:
         return STOCK_TRAINER if self.stock else FINETUNER
 
     def plans(self, settings: Settings) -> str:
-        return STOCK_PLANS if self.stock else hyspark_plans(settings)
+        return STOCK_PLANS if self.stock else with_network(hyspark_plans(settings), self.network)
 
     def variables(self, settings: Settings, seed: int) -> dict[str, str]:
         """Environment variables of a training."""

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.few_labels.commands import Commands, alone
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import Splits
+from benchmarks.few_labels.work import Work
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.demo import say
 from hyspark_nnunet.planning.planner import PLANS_NAME
@@ -115,6 +117,23 @@ def with_patch_and_batch(stock: dict[str, Any], ours: dict[str, Any], batch: int
             )
     configuration |= {"patch_size": model["patch_size"], "batch_size": batch}
     return plans
+
+
+def write_plans(work: Work, dataset: str, source: str, name: str, network: Mapping[str, Any]) -> None:
+    """Plans beside those of ``source`` whose network has other arguments; nothing where none differs.
+
+    Args:
+        work: where the data set is preprocessed.
+        dataset: name of the data set.
+        source: name of its plans.
+        name: of the plans that are written.
+        network: arguments that differ, by name.
+    """
+    if not network:
+        return
+    plans = _read(work.preprocessed / dataset / f"{source}.json") | {"plans_name": name}
+    plans["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"] |= network
+    _write(work.preprocessed / dataset / f"{name}.json", plans)
 
 
 def described(plans: dict[str, Any], batch: int) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from benchmarks.few_labels.prepare import (
     LABELLED_ID,
     UNLABELLED,
     UNLABELLED_ID,
+    hyspark_plans,
     pretraining_plans,
+    write_plans,
 )
 from benchmarks.few_labels.record import keep_pretraining, keep_run, mean_dice
 from benchmarks.few_labels.settings import Settings
@@ -23,7 +25,7 @@ from hyspark_nnunet.training.continuing import BEST, FINAL, LATEST, PREVIOUS
 
 def pretraining_folder(work: Work, settings: Settings, pretraining: Pretraining) -> Path:
     """Where nnU-Net writes a pre-training."""
-    base = f"{PRETRAINER}__{pretraining_plans(settings)}__{CONFIGURATION}"
+    base = f"{PRETRAINER}__{pretraining.plans(settings)}__{CONFIGURATION}"
     return work.results(pretraining.run) / UNLABELLED / base / "fold_all"
 
 
@@ -44,7 +46,8 @@ def pretrain(commands: Commands, settings: Settings, pretraining: Pretraining) -
         if not _to_be_done(work, name, lock):
             return
         folder = pretraining_folder(work, settings, pretraining)
-        words = (UNLABELLED_ID, CONFIGURATION, "all", "-tr", PRETRAINER, "-p", pretraining_plans(settings))
+        words = (UNLABELLED_ID, CONFIGURATION, "all", "-tr", PRETRAINER, "-p", pretraining.plans(settings))
+        write_plans(work, UNLABELLED, pretraining_plans(settings), pretraining.plans(settings), pretraining.network)
         _train(commands, settings, name, folder, words, pretraining.variables(settings), name, lock)
         keep_pretraining(work, settings, commands.threads, pretraining, folder)
 
@@ -74,6 +77,7 @@ def finetune(commands: Commands, settings: Settings, run: Run) -> None:
                 )
             more = ("-pretrained_weights", str(weights))
         words = (LABELLED_ID, CONFIGURATION, str(run.fold), "-tr", arm.trainer, "-p", arm.plans(settings))
+        write_plans(work, LABELLED, hyspark_plans(settings), arm.plans(settings), arm.network)
         _train(commands, settings, name, folder, words, arm.variables(settings, run.seed), arm.name, lock, more)
         scores = folder / "few_labels_scores.json"
         files = ("-djfile", str(folder.parent / "dataset.json"), "-pfile", str(folder.parent / "plans.json"))

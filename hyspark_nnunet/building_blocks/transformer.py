@@ -48,7 +48,7 @@ class VisionTransformer(nn.Module):
 
     Args:
         channels: width of a token.
-        n_blocks: number of transformer blocks.
+        n_blocks: number of transformer blocks; with 0 the positions and the norm remain.
         num_heads: heads of each block.
 
     Raises:

@@ -40,6 +40,8 @@ def reconstruct_case(
     unit: Sequence[int],
     mask_ratio: float,
     reconstruct: Callable[[Tensor, Tensor], Tensor],
+    mask_block: int = 1,
+    standardised: bool = True,
 ) -> CaseReconstruction:
     """Covers a case with patches, hides units of each by a fixed mask, and compares.
 
@@ -48,7 +50,9 @@ def reconstruct_case(
         patch_size: voxels per axis; of two axes, where the image has three: it is covered slice by slice.
         unit: voxels of a mask unit per axis.
         mask_ratio: share of hidden units.
-        reconstruct: image (C, *patch) and visible (1, *grid) to the standardised reconstruction (C, *patch).
+        reconstruct: image (C, *patch) and visible (1, *grid) to the reconstruction (C, *patch).
+        mask_block: units per axis that are hidden together.
+        standardised: is the reconstruction that of standardised units, or of intensities?
     """
     grid = mask_grid(patch_size, unit)
     window = (*[1] * (image.ndim - 1 - len(patch_size)), *patch_size)
@@ -60,11 +64,11 @@ def reconstruct_case(
     for index, corner in enumerate(corners):
         patch = image[(slice(None), *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))]
         patch = patch.reshape(len(image), *patch_size)
-        visible = fixed_mask(index, 1, grid, mask_ratio)[0]
+        visible = fixed_mask(index, 1, grid, mask_ratio, mask_block)[0]
         reconstruction = reconstruct(patch, visible)
-        restored = restore_intensities(reconstruction, patch, unit)
+        restored = restore_intensities(reconstruction, patch, unit) if standardised else reconstruction
         hidden = ~view_at(visible[None], unit)[0].expand_as(patch)
-        losses.append(reconstruction_loss(reconstruction[None], patch[None], visible[None]).item())
+        losses.append(reconstruction_loss(reconstruction[None], patch[None], visible[None], standardised).item())
         errors.append((restored - patch)[hidden].abs().mean().item())
         if index == middle:
             shown = (patch, visible, restored)

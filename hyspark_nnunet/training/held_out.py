@@ -13,10 +13,10 @@ from hyspark_nnunet.masking import sample_visible
 SEED = 2408_05815  # HySparK's arXiv number
 
 
-def fixed_mask(index: int, batch_size: int, grid: Sequence[int], mask_ratio: float) -> Tensor:
+def fixed_mask(index: int, batch_size: int, grid: Sequence[int], mask_ratio: float, mask_block: int = 1) -> Tensor:
     """The held-out mask number ``index``: the same in every epoch, run and process. BoolTensor (B, 1, *grid), CPU."""
     generator = torch.Generator().manual_seed(SEED + index)
-    return sample_visible(batch_size, grid, mask_ratio, generator)
+    return sample_visible(batch_size, grid, mask_ratio, generator, block=mask_block)
 
 
 @contextmanager
@@ -42,6 +42,7 @@ class HeldOutPatches:
         mask_ratio: share of hidden units.
         rank: of this process; every rank draws patches of its own and the same masks.
         pin_memory: for copies to a CUDA device.
+        mask_block: units per axis that are hidden together.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class HeldOutPatches:
         mask_ratio: float,
         rank: int = 0,
         pin_memory: bool = False,
+        mask_block: int = 1,
     ) -> None:
         with fixed_numpy_seed(SEED + rank):
             drawn = [loader.generate_train_batch() for _ in range(n_batches)]
         self.batches = []
         for index, batch in enumerate(drawn):
             image = batch["data"].pin_memory() if pin_memory else batch["data"]
-            visible = fixed_mask(index, len(image), grid, mask_ratio)
+            visible = fixed_mask(index, len(image), grid, mask_ratio, mask_block)
             kept = {"data": image, "visible": visible, "keys": list(batch["keys"])}
             self.batches.append({**kept, "unreadable": batch.get("unreadable", {})})
         self._position = 0

@@ -8,7 +8,7 @@ from torch import Tensor
 from hyspark_nnunet.building_blocks.layouts import to_channels_last, to_units
 
 
-def reconstruction_loss(reconstruction: Tensor, image: Tensor, visible: Tensor) -> Tensor:
+def reconstruction_loss(reconstruction: Tensor, image: Tensor, visible: Tensor, standardised: bool = True) -> Tensor:
     """Mean squared error of the hidden mask units, each standardised by its own mean and variance.
 
     A loss of 1 is what predicting every unit's mean gives. Computed in float32 or better, also under autocast: the
@@ -19,22 +19,26 @@ def reconstruction_loss(reconstruction: Tensor, image: Tensor, visible: Tensor) 
         reconstruction: (B, C, *spatial), in standardised units.
         image: (B, C, *spatial).
         visible: BoolTensor (B, 1, *grid), True = kept.
+        standardised: False: the image's own intensities are to be rebuilt.
 
     Returns:
         scalar: mean over voxels and channels of a unit, then over the hidden units.
     """
-    error = unit_errors(reconstruction, image, visible.shape[2:])
+    error = unit_errors(reconstruction, image, visible.shape[2:], standardised)
     hidden = ~visible.flatten(1)
     # by selection, not by a product: a visible unit's error must not matter, whatever it is
     return torch.where(hidden, error, error.new_zeros(())).sum() / hidden.sum()
 
 
-def unit_errors(reconstruction: Tensor, image: Tensor, grid: tuple[int, ...] | torch.Size) -> Tensor:
-    """Mean squared error of every mask unit against the standardised image, (B, L), units in row-major order."""
+def unit_errors(
+    reconstruction: Tensor, image: Tensor, grid: tuple[int, ...] | torch.Size, standardised: bool = True
+) -> Tensor:
+    """Mean squared error of every mask unit against the image, (B, L), units in row-major order."""
     with torch.autocast(image.device.type, enabled=False):
         target, predicted = (_units(tensor, grid) for tensor in (image, reconstruction))
-        variance, mean = torch.var_mean(target, dim=2, keepdim=True)  # unbiased
-        target = (target - mean) * (variance + 1e-6).rsqrt()
+        if standardised:
+            variance, mean = torch.var_mean(target, dim=2, keepdim=True)  # unbiased
+            target = (target - mean) * (variance + 1e-6).rsqrt()
         return (predicted - target).square().mean(dim=(2, 3))
 
 

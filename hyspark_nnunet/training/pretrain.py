@@ -9,11 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
-from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
@@ -25,29 +20,15 @@ from hyspark_nnunet.building_blocks.reconstruction_decoder import check_width
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.training.case_reconstruction import reconstruct_case
 from hyspark_nnunet.training.held_out import HeldOutPatches
-from hyspark_nnunet.training.image_only import without_labels
+from hyspark_nnunet.training.image_transforms import pretraining_transforms
 from hyspark_nnunet.training.loader_processes import augmenter
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.precision import autocast_dtype
 from hyspark_nnunet.training.probing import ProbingTrainer
-from hyspark_nnunet.training.recipe import PretrainRecipe, resolve_recipe
+from hyspark_nnunet.training.recipe import OF_INPUT, PretrainRecipe, resolve_recipe
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
 from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, fault_of
 from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities
-
-# what remains of nnU-Net's augmentation without the recipe's intensity_augmentation
-SPATIAL_TRANSFORMS = (
-    Convert3DTo2DTransform,
-    Convert2DTo3DTransform,
-    SpatialTransform,
-    MirrorTransform,
-    MaskImageTransform,
-)
-
-
-def without_intensity_changes(transforms: ComposeTransforms) -> ComposeTransforms:
-    """Only the transforms that move voxels."""
-    return ComposeTransforms([t for t in transforms.transforms if isinstance(t, SPATIAL_TRANSFORMS)])
 
 
 class HySparKPretrainTrainer(ProbingTrainer):
@@ -75,6 +56,7 @@ class HySparKPretrainTrainer(ProbingTrainer):
         self.unit = unit_size(encoder_arguments(self.configuration_manager, self.recipe.preset)["strides"])
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
+        self._target_is_clean = self.recipe.intensity_augmentation == OF_INPUT
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         if settings.previous_stage_name is not None:
@@ -112,7 +94,7 @@ class HySparKPretrainTrainer(ProbingTrainer):
         """nnU-Net's plot runs the network on an image alone; this network needs a mask."""
 
     def _build_loss(self) -> Any:
-        return reconstruction_loss
+        return partial(reconstruction_loss, standardised=self.recipe.standardise_targets)
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> ProgressScheduler:
         recipe = self.recipe
@@ -142,9 +124,7 @@ class HySparKPretrainTrainer(ProbingTrainer):
             dummy_2d,
             use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
         )
-        if not self.recipe.intensity_augmentation:
-            transforms = without_intensity_changes(transforms)
-        transforms = without_labels(transforms)
+        transforms = pretraining_transforms(transforms, self.recipe.intensity_augmentation)
         dataset_tr, dataset_val = self.get_tr_and_val_datasets()
         if self.fold == "all":
             self.print_to_log_file("Fold 'all' trains on every case: the validation loss is that of training cases.")
@@ -172,6 +152,7 @@ class HySparKPretrainTrainer(ProbingTrainer):
             self.recipe.mask_ratio,
             self.local_rank,
             pin_memory=self.device.type == "cuda",
+            mask_block=self.recipe.mask_block,
         )
         training_loader = loader(dataset_tr, initial_patch_size, transforms)
         processes = get_allowed_n_proc_DA()
@@ -182,18 +163,22 @@ class HySparKPretrainTrainer(ProbingTrainer):
     def autocast(self) -> Any:
         return nullcontext() if self.autocast_dtype is None else torch.autocast("cuda", self.autocast_dtype)
 
-    def _loss_of(self, image: Tensor, visible: Tensor) -> Tensor:
+    def _loss_of(self, image: Tensor, visible: Tensor, target: Tensor | None = None) -> Tensor:
+        """The loss against ``target``, where it is not the image itself that is to be rebuilt."""
         with self.autocast():
             reconstruction = self.network(image, visible, self.num_visible)
-        return self.loss(reconstruction, image, visible)
+        return self.loss(reconstruction, image if target is None else target, visible)
 
     def gradient_clip(self) -> float:
         return self.recipe.gradient_clip
 
     def batch_loss(self, batch: dict) -> Tensor:
         image = batch["data"].to(self.device, non_blocking=True)
-        visible = sample_visible(len(image), self.grid, self.recipe.mask_ratio, self.mask_generator)
-        return self._loss_of(image, visible.to(self.device, non_blocking=True)) * self.loss_share
+        visible = sample_visible(
+            len(image), self.grid, self.recipe.mask_ratio, self.mask_generator, block=self.recipe.mask_block
+        )
+        target = batch["target"].to(self.device, non_blocking=True) if self._target_is_clean else None
+        return self._loss_of(image, visible.to(self.device, non_blocking=True), target) * self.loss_share
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -229,7 +214,7 @@ class HySparKPretrainTrainer(ProbingTrainer):
 
     @torch.no_grad()
     def _reconstruct(self, image: Tensor, visible: Tensor) -> Tensor:
-        """Standardised reconstruction (C, *spatial) of one patch, float32 on the CPU."""
+        """Reconstruction (C, *spatial) of one patch, as the loss sees it, float32 on the CPU."""
         with self.autocast():
             reconstruction = self.bare_network(
                 image[None].to(self.device), visible[None].to(self.device), self.num_visible
@@ -243,7 +228,9 @@ class HySparKPretrainTrainer(ProbingTrainer):
         self.network.eval()
         rows = []
         for case, image, visible in examples:
-            restored = restore_intensities(self._reconstruct(image, visible), image, self.unit)
+            restored = self._reconstruct(image, visible)
+            if self.recipe.standardise_targets:
+                restored = restore_intensities(restored, image, self.unit)
             rows.append((case, image, visible, restored))
         path.parent.mkdir(parents=True, exist_ok=True)
         reconstruction_pictures(rows, path, title=f"epoch {epoch}", spacing=self.configuration_manager.spacing)
@@ -276,6 +263,8 @@ class HySparKPretrainTrainer(ProbingTrainer):
                 self.unit,
                 self.recipe.mask_ratio,
                 self._reconstruct,
+                self.recipe.mask_block,
+                self.recipe.standardise_targets,
             )
             metrics = {"reconstruction_loss": case.loss, "mean_absolute_error": case.mean_absolute_error}
             results.append({"case": key, "n_patches": case.n_patches, "metrics": metrics})

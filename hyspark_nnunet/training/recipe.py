@@ -26,6 +26,9 @@ PREFIX = "HYSPARK_"
 # read elsewhere: tests/test_parity.py, tests/test_real_scans.py, checkpoints/transfer.py
 OTHER_VARIABLES = frozenset({"HYSPARK_REFERENCE_FIXTURES", "HYSPARK_REAL_DATA", "HYSPARK_ALLOW_PARTIAL"})
 
+# values of intensity_augmentation
+AUGMENTATIONS = NO_AUGMENTATION, OF_INPUT, OF_BOTH = "none", "input", "both"
+
 RELEASE = "HySparK's pre-training"
 NNUNET = "nnU-Net"
 OURS = "this project"
@@ -40,6 +43,7 @@ class Allowed:
 
 
 PRESET_NAME = Allowed(f"be one of {', '.join(PRESETS)}", lambda value: value in PRESETS)
+AUGMENTED = Allowed(f"be one of {', '.join(AUGMENTATIONS)}", lambda value: value in AUGMENTATIONS)
 DEPTH = Allowed(f"be one of {', '.join(DEPTHS)}", lambda value: value in DEPTHS)
 AT_LEAST_ONE = Allowed("be at least 1", lambda value: value >= 1)
 NOT_NEGATIVE = Allowed("be at least 0", lambda value: value >= 0)
@@ -230,13 +234,28 @@ class PretrainRecipe(Recipe):
         meaning="of the decoder's coarsest level, halved per level; "
         "none: 48 * 2^(stages - 1) for presets B and L, 24 * 2^(stages - 1) for S",
     )
-    intensity_augmentation: bool = documented(
-        False,
+    mask_block: int = documented(
+        1,
+        AT_LEAST_ONE,
+        unit="mask units per axis",
+        source=RELEASE,
+        meaning="units that are hidden together: a coarser mask; of one block of a patch a part may stay visible",
+    )
+    standardise_targets: bool = documented(
+        True,
         ANYTHING,
         unit="yes or no",
         source=RELEASE,
+        meaning="the loss takes every unit's own mean and spread out of what is to be rebuilt; "
+        "no: intensities as preprocessed",
+    )
+    intensity_augmentation: str = documented(
+        NO_AUGMENTATION,
+        AUGMENTED,
+        unit="none, input or both",
+        source=RELEASE,
         meaning="also nnU-Net's noise, blur, brightness, contrast, low resolution and gamma; "
-        "the network would rebuild the altered image",
+        "input: of what the network sees, it rebuilds the clean image; both: of what it rebuilds, too",
     )
     num_pictures: int = documented(
         4, NOT_NEGATIVE, unit="cases", source=OURS, meaning="held-out cases whose reconstruction is pictured"

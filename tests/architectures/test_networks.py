@@ -13,7 +13,7 @@ from hyspark_nnunet.training.loss import reconstruction_loss
 def make_autoencoder(geometry, **changes) -> HySparKMaskedAutoencoder:
     torch.manual_seed(0)
     width = 3 * 2 ** (len(geometry.strides) - 1)
-    return HySparKMaskedAutoencoder(**geometry.arguments(), **({"decoder_width": width} | changes))
+    return HySparKMaskedAutoencoder(**(geometry.arguments() | {"decoder_width": width} | changes))
 
 
 def make_batch(geometry, network: HySparKMaskedAutoencoder, dtype: torch.dtype = torch.float32):
@@ -47,6 +47,16 @@ def test_hidden_voxels_do_not_reach_the_reconstruction(geometry) -> None:
         mask = mask.repeat_interleave(width, axis + 2)
     changed = torch.where(mask, image, torch.tensor(float("nan")))
     assert torch.equal(network(image, visible), network(changed, visible))
+
+
+def test_a_network_without_transformer_blocks(geometry) -> None:
+    network = make_autoencoder(geometry, vit_n_blocks=0).double()
+    image, visible = make_batch(geometry, network, torch.float64)
+    losses = [reconstruction_loss(network(image, visible, visible_blocks=way), image, visible) for way in (True, False)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-10)
+    losses[0].backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+    assert not any(name.startswith("encoder.vit.blocks") for name in network.state_dict())
 
 
 def test_projection_is_left_out_where_the_widths_agree(geometry) -> None:

@@ -15,13 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.training.loss import reconstruction_loss
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer, without_intensity_changes
+from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
 
 @pytest.fixture
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HySparKPretrainTrainer:
-    """A trainer with a network, as ``initialize`` makes it, but without a data set."""
+def trainer(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HySparKPretrainTrainer:
+    """A trainer with a network, as ``initialize`` makes it, but without a data set; fields of its recipe by param."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
     recipe = {
@@ -29,7 +29,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HySparKPretrainT
         "num_epochs": 2,
         "num_iterations_per_epoch": 60,
         "warmup_fraction": 0.0,
-        "pretrain": {"seed": 5, "decoder_width": 32, "initial_lr": 5e-3},
+        "pretrain": {"seed": 5, "decoder_width": 32, "initial_lr": 5e-3} | getattr(request, "param", {}),
     }
     plans = make_plans([16, 16, 16], CUBIC, hyspark=recipe)
     trainer = HySparKPretrainTrainer(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
@@ -55,6 +55,40 @@ def test_training_lowers_the_loss_and_moves_every_weight(trainer: HySparKPretrai
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     moved = {name for name, p in trainer.network.named_parameters() if not torch.equal(p, before[name])}
     assert moved == set(dict(trainer.network.named_parameters()))
+
+
+@pytest.mark.parametrize("trainer", [{"intensity_augmentation": "input"}], indirect=True)
+def test_the_clean_image_is_rebuilt_from_the_altered_one(trainer: HySparKPretrainTrainer) -> None:
+    """The loss is against the target of the batch, and falls though the input says nothing of its scale."""
+    trainer.on_train_epoch_start()
+    altered, clean = smooth_patches().neg(), smooth_patches()
+    losses = [float(trainer.train_step({"data": altered, "target": clean})["loss"]) for _ in range(60)]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    trainer.network.eval()
+    visible = sample_visible(2, trainer.grid, 0.75, torch.Generator().manual_seed(0))
+    assert trainer._loss_of(altered, visible, clean) < trainer._loss_of(altered, visible)
+
+
+@pytest.mark.parametrize("trainer", [{"standardise_targets": False}], indirect=True)
+def test_without_standardising_the_reconstruction_is_in_intensities(trainer: HySparKPretrainTrainer) -> None:
+    zero, visible = torch.zeros(2, 1, 16, 16, 16), torch.zeros(2, 1, 2, 2, 2, dtype=torch.bool)
+    visible[:, :, 0] = True
+    image = torch.full_like(zero, 3.0)
+    assert trainer.loss(zero, image, visible).item() == pytest.approx(9)
+
+
+@pytest.mark.parametrize("trainer", [{"mask_block": 2}], indirect=True)
+def test_masks_of_a_trainer_are_of_blocks(trainer: HySparKPretrainTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def record(*args: object, **kwargs: int) -> torch.Tensor:
+        drawn.append(kwargs["block"])
+        return sample_visible(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("hyspark_nnunet.training.pretrain.sample_visible", record)
+    trainer.on_train_epoch_start()
+    trainer.train_step({"data": smooth_patches()})
+    assert drawn == [2]
 
 
 def test_the_learning_rate_moves_with_every_step(trainer: HySparKPretrainTrainer) -> None:
@@ -115,17 +149,6 @@ def test_a_step_that_is_not_finite_leaves_nothing_behind(trainer: HySparKPretrai
         assert all(torch.equal(moments[name], before[1][number][name]) for name in moments)
     trainer.train_step({"data": smooth_patches()})
     assert trainer._nonfinite_in_row == 0
-
-
-@pytest.mark.parametrize("dummy_2d", [False, True])
-def test_only_transforms_that_move_voxels_remain(trainer: HySparKPretrainTrainer, dummy_2d: bool) -> None:
-    everything = trainer.get_training_transforms((16, 16, 16), (-0.5, 0.5), None, (0, 1, 2), dummy_2d)
-    kept = [type(t).__name__ for t in without_intensity_changes(everything).transforms]
-    expected = ["SpatialTransform", "MirrorTransform"]
-    if dummy_2d:
-        expected = ["Convert3DTo2DTransform", "SpatialTransform", "Convert2DTo3DTransform", "MirrorTransform"]
-    assert kept == expected
-    assert len(everything.transforms) > len(kept)
 
 
 ARGUMENTS = {

@@ -55,3 +55,11 @@ def test_visible_units_do_not_count() -> None:
     zero = torch.zeros_like(image)
     spoilt = torch.where(mask, torch.tensor(float("nan")), zero)
     assert reconstruction_loss(spoilt, image, visible) == reconstruction_loss(zero, image, visible)
+
+
+def test_targets_that_are_not_standardised_are_the_image() -> None:
+    image, visible = 50 * torch.randn(2, 1, 4, 4, 4), sample_visible(2, (2, 2, 2), 0.5)
+    assert reconstruction_loss(image, image, visible, standardised=False) == 0
+    off = reconstruction_loss(image + 3, image, visible, standardised=False)
+    assert off.item() == pytest.approx(9, rel=1e-4)
+    assert reconstruction_loss(image, image, visible) > 1

@@ -43,7 +43,9 @@ PRETRAIN = {
     "gradient_clip": 5.0,
     "mask_ratio": 0.75,
     "decoder_width": None,
-    "intensity_augmentation": False,
+    "mask_block": 1,
+    "standardise_targets": True,
+    "intensity_augmentation": "none",
     "num_pictures": 4,
     "picture_every": 50,
     "probe_every": 10,
@@ -176,7 +178,7 @@ class TestAllowedValues:
             ("seed", 1.5, "a whole number such as 5, or none"),
             ("mask_ratio", True, "a number"),
             ("mask_ratio", "0.5", "a number"),
-            ("intensity_augmentation", 1, "1, 0, true, false, yes or no"),
+            ("standardise_targets", 1, "1, 0, true, false, yes or no"),
             ("preset", 1, "text"),
         ],
     )
@@ -317,8 +319,8 @@ class TestEnvironmentText:
             ("initial_lr", "1e-3", 1e-3),
             ("initial_lr", "1", 1.0),
             ("preset", "S", "S"),
-            *(("intensity_augmentation", text, True) for text in ("1", "true", "True", "yes", "YES")),
-            *(("intensity_augmentation", text, False) for text in ("0", "false", "FALSE", "no", "No")),
+            *(("standardise_targets", text, True) for text in ("1", "true", "True", "yes", "YES")),
+            *(("standardise_targets", text, False) for text in ("0", "false", "FALSE", "no", "No")),
             *(
                 (field, text, None)
                 for field in ("seed", "batch_size", "decoder_width")
@@ -339,8 +341,8 @@ class TestEnvironmentText:
             ("num_epochs", "", "a whole number such as 5:"),
             ("num_epochs", "none", "a whole number such as 5:"),
             ("initial_lr", "fast", "a number such as 0.5 or 1e-4:"),
-            ("intensity_augmentation", "on", "1, 0, true, false, yes or no:"),
-            ("intensity_augmentation", "", "1, 0, true, false, yes or no:"),
+            ("standardise_targets", "on", "1, 0, true, false, yes or no:"),
+            ("standardise_targets", "", "1, 0, true, false, yes or no:"),
             ("seed", "1e3", "a whole number such as 5, or none:"),
         ],
     )
@@ -368,7 +370,7 @@ class TestReports:
         assert rows["seed"] == ["3", 'plan, "pretrain"']
         assert rows["num_epochs"] == ["50", "environment variable HYSPARK_NUM_EPOCHS"]
         assert rows["batch_size"] == ["none", "default"]
-        assert rows["intensity_augmentation"] == ["no", "default"]
+        assert rows["standardise_targets"] == ["yes", "default"]
 
     def test_description_without_resolving(self):
         lines = PretrainRecipe(num_epochs=5).describe().splitlines()
