@@ -282,6 +282,24 @@ class TestContinuing:
         assert main(["finetune", "--arm", "scratch", "--seeds", "2", "--work", str(work.root)]) == 0
         assert list((work.root / "nnUNet_results").glob("*")) == []
 
+    def test_what_another_machine_has_done_is_left_out(
+        self, commands: RecordingCommands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        work, results, run = commands.work, tmp_path / "results", Run(ARMS["scratch"], 5, 2)
+        work.prepared_file.write_text("{}")
+        results.mkdir()
+        (results / "runs.csv").write_text("arm,labels,seed\nscratch,5,1\nscratch,5,2\n")
+        monkeypatch.setattr("benchmarks.few_labels.__main__.FOLDER", results)
+        done: list[Run] = []
+        monkeypatch.setattr("benchmarks.few_labels.__main__.finetune", lambda c, s, run: done.append(run))
+        words = ["finetune", "--arm", "scratch", "--labels", "5", "10", "--seeds", "2", "--work", str(work.root)]
+        assert main(words) == 0 and done == [run, Run(ARMS["scratch"], 10, 2)]
+        done.clear()
+        assert main([*words, "--but-collected"]) == 0 and done == [Run(ARMS["scratch"], 10, 2)]
+        (results / "settings.json").write_text('{"preset": "L"}')
+        done.clear()
+        assert main([*words, "--but-collected"]) == 1 and done == []
+
 
 def test_runs_are_in_a_balanced_order() -> None:
     names = [run.name for run in balanced(ARMS.values(), LABELS, [0, 1])]
@@ -459,6 +477,35 @@ class TestReport:
         assert [row["val_loss"] for row in results.rows("pretraining")] == ["1.1", "0.8"]
         assert (results.folder / "logs" / "scratch_labels5_seed1.txt").read_text() == "$ nnUNetv2_train\nEpoch 0\n"
         assert (results.folder / "recipes" / "stock.json").is_file()
+
+    def test_results_of_several_machines_come_together(self, results: Results, tmp_path: Path) -> None:
+        before = {name: results.rows(name) for name in ("runs", "ablations", "cases", "curves", "pretrainings")}
+        work = Work(tmp_path / "another machine")
+        for labels, seed in ((5, 1), (5, 2)):
+            changed = {"commit": "def"}
+            self.keep(work, f"scratch_{labels}_{seed}", self.record("scratch", labels, seed) | changed)
+        for file in (work.prepared_file, work.settings_file):
+            file.write_text("{}")
+        collect(work, results.folder)
+        found = {name: results.rows(name) for name in before}
+        assert [found[name] for name in ("ablations", "pretrainings")] == [before["ablations"], before["pretrainings"]]
+        assert {name: len(found[name]) - len(before[name]) for name in ("runs", "cases", "curves")} == {
+            "runs": 1,
+            "cases": 4,
+            "curves": self.EPOCHS,
+        }
+        places = [(row["arm"], row["labels"], row["seed"], row["commit"]) for row in found["runs"]][6:9]
+        assert places == [("scratch", "5", "0", "abc"), ("scratch", "5", "1", "def"), ("scratch", "5", "2", "def")]
+        assert results.seeds(5, "scratch") == [0, 1, 2] and results.seeds(5, "scratch", "pretrained") == [0, 1]
+        assert len(results.curve("scratch", 5, 1)[0]) == self.EPOCHS
+
+    def test_results_of_other_settings_are_refused(self, results: Results, tmp_path: Path) -> None:
+        work = Work(tmp_path / "work")
+        work.settings_file.write_text('{"preset": "L"}')
+        before = (results.folder / "runs.csv").read_text()
+        with pytest.raises(ValueError, match=r"results of other settings than .*settings\.json.*collect --to"):
+            collect(work, results.folder)
+        assert (results.folder / "runs.csv").read_text() == before
 
     def test_tables(self, results: Results) -> None:
         assert "| pre-trained | 63.5 (63.0 to 64.0) | 63.5 (63.0 to 64.0) | 59.5 (59.0 to 60.0) |" in TABLES["dice"](

@@ -4,7 +4,8 @@
     python -m benchmarks.few_labels collect --work W        benchmarks/few_labels/results/
     python -m benchmarks.few_labels report                  docs/results.md and its plot
 
-Each step is a command of its own, too. What is finished is skipped; what was interrupted, goes on.
+Each step is a command of its own, too. What is finished is skipped; what was interrupted, goes on. On another machine,
+--but-collected leaves out what was collected on the first.
 """
 
 import argparse
@@ -16,11 +17,11 @@ from pathlib import Path
 
 from benchmarks.few_labels.ablations import ABLATIONS
 from benchmarks.few_labels.arms import ARMS, REFERENCE, Arm, Pretraining, balanced
-from benchmarks.few_labels.collect import collect
+from benchmarks.few_labels.collect import check_settings, collect
 from benchmarks.few_labels.commands import CommandFailed, Commands
 from benchmarks.few_labels.prepare import prepare
 from benchmarks.few_labels.report import write_report
-from benchmarks.few_labels.results import FOLDER
+from benchmarks.few_labels.results import FOLDER, Results
 from benchmarks.few_labels.settings import Settings, add_options, settings_of
 from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS
 from benchmarks.few_labels.training import finetune, pretrain
@@ -55,6 +56,10 @@ class Benchmark:
 
     def finetune(self, arms: Iterable[Arm]) -> None:
         runs = balanced(arms, self.arguments.labels, self.arguments.seeds)
+        if self.arguments.but_collected:
+            check_settings(self.work, FOLDER)
+            collected = Results(FOLDER)
+            runs = [run for run in runs if run.seed not in collected.seeds(run.labels, run.arm.name)]
         self._do([partial(finetune, self.commands, self.settings, run) for run in runs])
 
     def _do(self, tasks: Sequence[Callable[[], None]], commands: Commands | None = None) -> None:
@@ -122,6 +127,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=range(MAX_SEEDS),
         metavar="N",
         help="(default: 0 1 2)",
+    )
+
+    seeds.add_argument(
+        "--but-collected",
+        action="store_true",
+        help="leave out the runs whose results are in the repository: begun on one machine, ended on another",
     )
 
     def add(name: str, run: Callable[[Benchmark], None], labels: Sequence[int] = ()) -> argparse.ArgumentParser:

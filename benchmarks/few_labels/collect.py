@@ -7,28 +7,31 @@ from typing import Any
 
 from benchmarks.few_labels.arms import ARMS
 from benchmarks.few_labels.record import mean_dice
+from benchmarks.few_labels.results import Results, Row
 from benchmarks.few_labels.work import Work
 from benchmarks.measuring import write_csv
 from hyspark_nnunet.demo import say
 
 MADE_WITH = ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")
+# what names a run in each file: rows of a run are replaced together
+RUN_COLUMNS = ("arm", "labels", "seed", "pretraining")
 
 
 def collect(work: Work, to: Path) -> None:
-    """Writes CSV files, recipes and key lines of logs.
+    """Writes CSV files, recipes and key lines of logs, beside those of other runs that are there already.
+
+    Runs of several work folders, of several machines, come together so; all with the same settings.
 
     Raises:
         FileNotFoundError: no run is finished.
+        ValueError: the folder holds results of other settings.
     """
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(work.record("x").parent.glob("*.json"))]
     if not records:
         raise FileNotFoundError(f"{work.root} holds no finished run: python -m benchmarks.few_labels all --work ...")
-    order = list(ARMS)
     pretrainings = [record for record in records if "pretraining" in record]
-    runs = sorted(
-        (record for record in records if "arm" in record),
-        key=lambda r: (order.index(r["arm"]) if r["arm"] in order else len(order), r["arm"], r["labels"], r["seed"]),
-    )
+    runs = [record for record in records if "arm" in record]
+    check_settings(work, to)
     rows = {
         "runs": [_run_row(run) for run in runs if run["arm"] in ARMS],
         "ablations": [_run_row(run) for run in runs if run["arm"] not in ARMS],
@@ -49,9 +52,11 @@ def collect(work: Work, to: Path) -> None:
             for record in pretrainings
         ],
     }
+    earlier = Results(to)
     for name, found in rows.items():
-        if found:
-            write_csv(to / f"{name}.csv", found)
+        merged = sorted([*_of_other_runs(earlier.rows(name), found), *found], key=_order)
+        if merged:
+            write_csv(to / f"{name}.csv", merged)
     for record in [*pretrainings, *runs]:
         _write_lines(to / "logs" / f"{_name(record)}.txt", record["log"])
     for name, recipe in {_recipe_name(record): record["recipe"] for record in [*pretrainings, *runs]}.items():
@@ -59,6 +64,38 @@ def collect(work: Work, to: Path) -> None:
     for source in (work.prepared_file, work.settings_file):
         _write_lines(to / source.name, source.read_text(encoding="utf-8").splitlines())
     say(f"{len(pretrainings)} pre-trainings and {len(runs)} trainings with labels are in {to}")
+
+
+def check_settings(work: Work, results: Path) -> None:
+    """Results of a folder and runs of a work folder are comparable.
+
+    Raises:
+        ValueError: their settings differ.
+    """
+    here, there = work.settings_file, results / work.settings_file.name
+    if there.is_file() and json.loads(there.read_text(encoding="utf-8")) != json.loads(
+        here.read_text(encoding="utf-8")
+    ):
+        raise ValueError(
+            f"{results} holds results of other settings than {work.root} (compare their {there.name}): all results are "
+            "compared with each other. Take the same settings, or another folder (collect --to), or remove that one first"
+        )
+
+
+def _of_other_runs(rows: Sequence[Row], found: Sequence[Mapping[str, Any]]) -> list[Row]:
+    here = {_run_of(row) for row in found}
+    return [row for row in rows if _run_of(row) not in here]
+
+
+def _run_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[column]) for column in RUN_COLUMNS if column in row)
+
+
+def _order(row: Mapping[str, Any]) -> tuple[int, str, int, int]:
+    """Arms in their order, then ablations; rows of a run stay as they are."""
+    arm = str(row.get("arm", row.get("pretraining")))
+    place = list(ARMS).index(arm) if arm in ARMS else len(ARMS)
+    return place, arm, int(row.get("labels", 0)), int(row.get("seed", 0))
 
 
 def _name(record: Mapping[str, Any]) -> str:
