@@ -37,7 +37,8 @@ from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS, Splits, fold_number
 from benchmarks.few_labels.training import finetune, fold_folder, pretrain, pretraining_folder
 from benchmarks.few_labels.work import PLUGINS, TRAINERS, Work
 from hyspark_nnunet.training.randomness import seed_generators
-from hyspark_nnunet.training.recipe import RECIPES, resolve_recipe
+from hyspark_nnunet.training.recipe import RECIPES
+from hyspark_nnunet.training.recipe_sources import resolve_recipe
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
 

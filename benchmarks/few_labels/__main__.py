@@ -49,10 +49,10 @@ class Benchmark:
     def prepare(self) -> None:
         self._do([partial(prepare, self.commands, self.settings, self.arguments.data)])
 
-    def pretrain(self, pretraining: Pretraining = REFERENCE) -> None:
-        # nothing runs beside it
-        alone = Commands(self.work, self.cores)
-        self._do([partial(pretrain, alone, self.settings, pretraining)], alone)
+    def pretrain(self, pretraining: Pretraining = REFERENCE, commands: Commands | None = None) -> None:
+        """Without commands of its own it takes every core: nothing else of this benchmark runs beside it."""
+        commands = commands or Commands(self.work, self.cores)
+        self._do([partial(pretrain, commands, self.settings, pretraining)], commands)
 
     def finetune(self, arms: Iterable[Arm]) -> None:
         runs = balanced(arms, self.arguments.labels, self.arguments.seeds)
@@ -73,9 +73,9 @@ def run_prepare(benchmark: Benchmark) -> None:
 
 
 def run_pretrain(benchmark: Benchmark) -> None:
-    """The pre-training, after prepare."""
+    """The pre-training, after prepare; with --jobs it leaves cores to other commands."""
     benchmark.prepare()
-    benchmark.pretrain()
+    benchmark.pretrain(commands=benchmark.commands)
 
 
 def run_finetune(benchmark: Benchmark) -> None:

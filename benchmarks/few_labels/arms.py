@@ -10,7 +10,7 @@ from benchmarks.few_labels.subsets import fold_number
 from benchmarks.few_labels.trainers.few_labels_stock import PREFIX, FewLabelsStockTrainer
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
-from hyspark_nnunet.training.recipe import variable_name
+from hyspark_nnunet.training.recipe_fields import variable_name
 
 FINETUNER, PRETRAINER = HySparKFinetuneTrainer.__name__, HySparKPretrainTrainer.__name__
 STOCK_TRAINER = FewLabelsStockTrainer.__name__

@@ -77,8 +77,8 @@ def check_settings(work: Work, results: Path) -> None:
         here.read_text(encoding="utf-8")
     ):
         raise ValueError(
-            f"{results} holds results of other settings than {work.root} (compare their {there.name}): all results are "
-            "compared with each other. Take the same settings, or another folder (collect --to), or remove that one first"
+            f"{results} holds results of other settings than {work.root} (compare their {there.name}): results are "
+            "compared with each other. Take the same settings, another folder (collect --to), or remove that one first"
         )
 
 

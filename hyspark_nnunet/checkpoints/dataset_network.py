@@ -14,7 +14,8 @@ from torch import nn
 from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
-from hyspark_nnunet.training.recipe import PretrainRecipe, Recipe, resolve_recipe
+from hyspark_nnunet.training.recipe import PretrainRecipe, Recipe
+from hyspark_nnunet.training.recipe_sources import resolve_recipe
 
 TRAINERS: dict[str, type[HySparKPretrainTrainer] | type[HySparKFinetuneTrainer]] = {
     trainer.__name__: trainer for trainer in (HySparKPretrainTrainer, HySparKFinetuneTrainer)

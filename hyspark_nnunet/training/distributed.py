@@ -15,7 +15,7 @@ from hyspark_nnunet.training.ranks import (
     processes_on_machine,
     world_size,
 )
-from hyspark_nnunet.training.recipe import variable_name
+from hyspark_nnunet.training.recipe_fields import variable_name
 from hyspark_nnunet.training.saving import SavedTraining
 
 

@@ -16,7 +16,9 @@ from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.training.loader_processes import augmenter
 from hyspark_nnunet.training.optimization import parameter_groups, skip_frozen
 from hyspark_nnunet.training.ranks import world_size
-from hyspark_nnunet.training.recipe import FinetuneRecipe, resolve_recipe, variable_name
+from hyspark_nnunet.training.recipe import FinetuneRecipe
+from hyspark_nnunet.training.recipe_fields import variable_name
+from hyspark_nnunet.training.recipe_sources import resolve_recipe
 from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
 from hyspark_nnunet.training.trainer import HySparKTrainer
 from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, UnreadableCase, fault_of

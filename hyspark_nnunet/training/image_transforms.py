@@ -12,7 +12,7 @@ from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, 
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
-from hyspark_nnunet.training.recipe import NO_AUGMENTATION, OF_INPUT
+from hyspark_nnunet.training.recipe_fields import NO_AUGMENTATION, OF_INPUT
 
 # transforms that move voxels, and those that nnU-Net draws for intensities
 SPATIAL_TRANSFORMS = (

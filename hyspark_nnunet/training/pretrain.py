@@ -25,7 +25,9 @@ from hyspark_nnunet.training.loader_processes import augmenter
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.precision import autocast_dtype
 from hyspark_nnunet.training.probing import ProbingTrainer
-from hyspark_nnunet.training.recipe import OF_INPUT, PretrainRecipe, resolve_recipe
+from hyspark_nnunet.training.recipe import PretrainRecipe
+from hyspark_nnunet.training.recipe_fields import OF_INPUT
+from hyspark_nnunet.training.recipe_sources import resolve_recipe
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
 from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, fault_of
 from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities

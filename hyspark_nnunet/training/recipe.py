@@ -1,86 +1,42 @@
-"""The recipe of a training: every hyperparameter with its default, its unit and where it comes from.
+"""The recipes of both trainers: every hyperparameter with its default, its unit and where it comes from.
 
-Defaults are overridden by the ``"hyspark"`` section of the plan's configuration, that by environment variables:
-
-    "hyspark": {"preset": "S", "pretrain": {"num_epochs": 500}, "finetune": {"num_epochs": 250}}
-    HYSPARK_NUM_EPOCHS=50 nnUNetv2_train ...             both trainers
-    HYSPARK_PRETRAIN_NUM_EPOCHS=50 nnUNetv2_train ...    pre-training only; wins over the line above
+Where values come from: ``recipe_sources``.
 """
 
 import dataclasses
-import difflib
 import json
 import math
-import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import Field, dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar
 
-from hyspark_nnunet.architectures.from_plans import PRESETS
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.building_blocks.recomputation import DEPTHS
-
-PREFIX = "HYSPARK_"
-# read elsewhere: tests/test_parity.py, tests/test_real_scans.py, checkpoints/transfer.py
-OTHER_VARIABLES = frozenset({"HYSPARK_REFERENCE_FIXTURES", "HYSPARK_REAL_DATA", "HYSPARK_ALLOW_PARTIAL"})
-
-# values of intensity_augmentation
-AUGMENTATIONS = NO_AUGMENTATION, OF_INPUT, OF_BOTH = "none", "input", "both"
-
-RELEASE = "HySparK's pre-training"
-NNUNET = "nnU-Net"
-OURS = "this project"
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """Values a field may take, in words that follow "it must", and as a test."""
-
-    words: str
-    test: Callable[[Any], bool]
-
-
-PRESET_NAME = Allowed(f"be one of {', '.join(PRESETS)}", lambda value: value in PRESETS)
-AUGMENTED = Allowed(f"be one of {', '.join(AUGMENTATIONS)}", lambda value: value in AUGMENTATIONS)
-DEPTH = Allowed(f"be one of {', '.join(DEPTHS)}", lambda value: value in DEPTHS)
-AT_LEAST_ONE = Allowed("be at least 1", lambda value: value >= 1)
-NOT_NEGATIVE = Allowed("be at least 0", lambda value: value >= 0)
-POSITIVE = Allowed("be above 0", lambda value: value > 0)
-SHARE = Allowed("lie in [0, 1]", lambda value: 0 <= value <= 1)
-PART = Allowed("lie in [0, 1)", lambda value: 0 <= value < 1)
-BETWEEN = Allowed("lie strictly between 0 and 1", lambda value: 0 < value < 1)
-SEED = Allowed("lie in [0, 2^63)", lambda value: 0 <= value < 2**63)
-ABOVE_ZERO_TO_ONE = Allowed("lie in (0, 1]", lambda value: 0 < value <= 1)
-PAIRS = Allowed(
-    "be pairs such as T1=CT, T2=CT", lambda value: all(0 < p.find("=") < len(p) - 1 for p in value.split(","))
+from hyspark_nnunet.training.recipe_fields import (
+    ABOVE_ZERO_TO_ONE,
+    ANYTHING,
+    AT_LEAST_ONE,
+    AUGMENTED,
+    BETWEEN,
+    DEPTH,
+    NNUNET,
+    NO_AUGMENTATION,
+    NOT_NEGATIVE,
+    OURS,
+    PAIRS,
+    PART,
+    POSITIVE,
+    PRESET_NAME,
+    RELEASE,
+    SEED,
+    SHARE,
+    checked_type,
+    documented,
+    is_optional,
+    recipe_fields,
+    text_of,
+    variable_name,
 )
-ANYTHING = Allowed("be true or false", lambda value: True)
-
-# in error messages
-TYPE_WORDS = {
-    bool: "1, 0, true, false, yes or no",
-    int: "a whole number such as 5",
-    float: "a number such as 0.5 or 1e-4",
-    str: "text",
-}
-TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-
-
-# untyped result, as dataclasses.field has: the annotation beside it says the type
-def documented(default: Any, allowed: Allowed, *, unit: str, source: str, meaning: str) -> Any:
-    """A dataclass field that knows what it means.
-
-    Args:
-        default: value where nobody says another.
-        allowed: values; None is allowed besides, where the annotation says so.
-        unit: of the value.
-        source: where the default comes from.
-        meaning: what the field is for; ends error messages, too.
-    """
-    metadata = {"help": meaning, "unit": unit, "source": source, "allowed": allowed}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +128,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in recipe_fields(type(self)):
-            value = _checked_type(getattr(self, field.name), field, field.name)
+            value = checked_type(getattr(self, field.name), field, field.name)
             object.__setattr__(self, field.name, value)  # a whole number given for a float
             if isinstance(value, float) and not math.isfinite(value):
                 raise self._refusal(field, "be finite")
@@ -182,7 +138,7 @@ class Recipe:
     def _refusal(self, field: Field[Any], words: str) -> ValueError:
         source = self.source_of(field.name)
         hint = "" if source in ("default", "argument") else f" (set by the {source})"
-        words += " or none" if _is_optional(field) else ""
+        words += " or none" if is_optional(field) else ""
         value = getattr(self, field.name)
         return ValueError(f"{field.name} is {value!r}, but it must {words}: {field.metadata['help']}{hint}")
 
@@ -197,7 +153,7 @@ class Recipe:
 
     def describe(self) -> str:
         """A table of fields, values and where they come from."""
-        rows = [(name, _text(value), self.source_of(name)) for name, value in self.as_dict().items()]
+        rows = [(name, text_of(value), self.source_of(name)) for name, value in self.as_dict().items()]
         rows = [("field", "value", "from"), *rows]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         return "\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows)
@@ -340,167 +296,6 @@ class FinetuneRecipe(Recipe):
 
 
 RECIPES: Mapping[str, type[Recipe]] = {recipe.kind: recipe for recipe in (PretrainRecipe, FinetuneRecipe)}
-R = TypeVar("R", bound=Recipe)
-
-
-def recipe_fields(recipe_class: type[Recipe]) -> list[Field[Any]]:
-    """The hyperparameters of a recipe, in order."""
-    return [field for field in dataclasses.fields(recipe_class) if "help" in field.metadata]
-
-
-def resolve_recipe(
-    recipe_class: type[R], section: Mapping[str, Any] | None, environment: Mapping[str, str] = os.environ
-) -> R:
-    """The recipe in force: defaults, overridden by the plan, overridden by the environment.
-
-    In the plan and in the environment, what is said for one trainer overrides what is said for both. A field that only
-    the other trainer has is checked and not used.
-
-    Args:
-        recipe_class: of the trainer.
-        section: "hyspark" of the plan's configuration: field names, and "pretrain" and "finetune" with fields of one
-            trainer; None where the plan has none.
-        environment: variables; those named HYSPARK_... are read.
-
-    Raises:
-        ValueError: a name is unknown, or a value has the wrong type or is not allowed.
-    """
-    values: dict[str, Any] = {}
-    sources = {field.name: "default" for field in recipe_fields(recipe_class)}
-    everything = (_from_plan(section), _from_environment(environment))
-    for found in everything:
-        # those of one trainer after those of both
-        for scope in (None, recipe_class.kind):
-            for name, value, source in found.get(scope, []):
-                if name in sources:
-                    values[name], sources[name] = value, source
-    recipe = recipe_class(**values, sources=sources)
-    for found in everything:
-        _check_other_trainers(found, recipe_class)
-    return recipe
-
-
-def _check_other_trainers(found: "Found", recipe_class: type[Recipe]) -> None:
-    """Values of the other trainer are errors now, not when it is started after hours of this one."""
-    for kind, other in RECIPES.items():
-        fields = {} if other is recipe_class else _fields_of(kind)
-        for name, value, source in [*found.get(None, []), *found.get(kind, [])]:
-            field = fields.get(name)
-            if field is not None and value is not None and not field.metadata["allowed"].test(value):
-                words = field.metadata["allowed"].words
-                raise ValueError(
-                    f"{name} is {value!r}, but it must {words}: {field.metadata['help']} (set by the {source})"
-                )
-
-
-# by scope: None for both trainers or a trainer's kind; then field, value, source
-Found = dict[str | None, list[tuple[str, Any, str]]]
-
-
-def _from_plan(section: Mapping[str, Any] | None) -> Found:
-    where = 'the plan\'s section "hyspark"'
-    section = {} if section is None else _checked_section(section, where)
-    both = _fields_of(None)
-    found: Found = {None: []}
-    for name, value in section.items():
-        if name in RECIPES:
-            inner = f'{where}, "{name}"'
-            fields = _fields_of(name)
-            found[name] = []
-            for inner_name, inner_value in _checked_section(value, inner).items():
-                if inner_name not in fields:
-                    raise _unknown(inner_name, fields, f"in {inner}")
-                checked = _checked_type(inner_value, fields[inner_name], f"{inner_name} in {inner}")
-                found[name].append((inner_name, checked, f'plan, "{name}"'))
-        elif name in both:
-            found[None].append((name, _checked_type(value, both[name], f"{name} in {where}"), "plan"))
-        else:
-            raise _unknown(name, [*both, *RECIPES], f"in {where}")
-    return found
-
-
-def _from_environment(environment: Mapping[str, str]) -> Found:
-    known = {
-        variable_name(field.name, scope): (scope, field)
-        for scope in (None, *RECIPES)
-        for field in _fields_of(scope).values()
-    }
-    found: Found = {}
-    for variable in sorted(environment):
-        if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES:
-            continue
-        if variable not in known:
-            raise _unknown(variable, [*known, *OTHER_VARIABLES], "among the environment variables")
-        scope, field = known[variable]
-        value = _parsed(environment[variable], field, variable)
-        found.setdefault(scope, []).append((field.name, value, f"environment variable {variable}"))
-    return found
-
-
-def variable_name(field: str, kind: str | None = None) -> str:
-    """The environment variable of a field, for both trainers or for one ("pretrain", "finetune")."""
-    return PREFIX + (field if kind is None else f"{kind}_{field}").upper()
-
-
-def _fields_of(kind: str | None) -> dict[str, Field[Any]]:
-    """The fields of a trainer's recipe by name; of both recipes for None."""
-    recipes = RECIPES.values() if kind is None else [RECIPES[kind]]
-    return {field.name: field for recipe in recipes for field in recipe_fields(recipe)}
-
-
-def _unknown(name: str, valid: Collection[str], where: str) -> ValueError:
-    close = difflib.get_close_matches(str(name), valid, n=1)
-    hint = f"; did you mean {close[0]}?" if close else "."
-    return ValueError(f"unknown name {name} {where}{hint} Valid names: {', '.join(sorted(valid))}")
-
-
-def _checked_section(section: Any, where: str) -> Mapping[str, Any]:
-    if isinstance(section, Mapping):
-        return section
-    raise ValueError(f"{where} is {section!r}, but it must be a dictionary of recipe fields")
-
-
-def _is_optional(field: Field[Any]) -> bool:
-    return NoneType in get_args(field.type)
-
-
-def _type_of(field: Field[Any]) -> type:
-    """The type of a field's values besides None."""
-    return next(t for t in (*get_args(field.type), field.type) if t in TYPE_WORDS)
-
-
-def _wrong_type(value: Any, field: Field[Any], label: str) -> ValueError:
-    words = TYPE_WORDS[_type_of(field)] + (", or none" if _is_optional(field) else "")
-    return ValueError(f"{label} is {value!r}, but it must be {words}: {field.metadata['help']}")
-
-
-def _checked_type(value: Any, field: Field[Any], label: str) -> Any:
-    expected = _type_of(field)
-    if value is None and _is_optional(field):
-        return None
-    # to Python, True is a number
-    if isinstance(value, bool) and expected is not bool:
-        raise _wrong_type(value, field, label)
-    if expected is float and isinstance(value, int):
-        return float(value)
-    if not isinstance(value, expected):
-        raise _wrong_type(value, field, label)
-    return value
-
-
-def _parsed(text: str, field: Field[Any], label: str) -> Any:
-    expected, stripped = _type_of(field), text.strip()
-    if _is_optional(field) and stripped.lower() in ("", "none"):
-        return None
-    try:
-        return TRUTHS[stripped.lower()] if expected is bool else expected(stripped)
-    except (ValueError, KeyError):
-        raise _wrong_type(text, field, label) from None
-
-
-def _text(value: Any) -> str:
-    """A value as a person would type it into a variable."""
-    return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else f"{value}"
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
@@ -516,7 +311,7 @@ def recipe_table_markdown(recipe_class: type[Recipe]) -> str:
     rows = [("field", "default", "unit", "meaning", "source", "environment variable"), ("---",) * 6]
     for field in recipe_fields(recipe_class):
         about = field.metadata
-        default, variable = f"`{_text(field.default)}`", f"`{variable_name(field.name)}`"
+        default, variable = f"`{text_of(field.default)}`", f"`{variable_name(field.name)}`"
         # bare asterisks and bars are markdown's
         meaning = about["help"].replace("|", "\\|").replace("*", "\\*")
         rows.append((f"`{field.name}`", default, about["unit"], meaning, about["source"], variable))

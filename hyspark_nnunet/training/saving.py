@@ -16,7 +16,8 @@ from hyspark_nnunet.checkpoints.transfer import differences
 from hyspark_nnunet.training.continuing import LATEST, PREVIOUS, keep_as_previous, newest_whole, progress_of
 from hyspark_nnunet.training.loop import TrainingLoop
 from hyspark_nnunet.training.ranks import of_first_rank
-from hyspark_nnunet.training.recipe import save_recipe, variable_name
+from hyspark_nnunet.training.recipe import save_recipe
+from hyspark_nnunet.training.recipe_fields import variable_name
 
 # recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
 NETWORK_FIELDS = ("preset", "decoder_width")

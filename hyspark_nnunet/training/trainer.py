@@ -24,7 +24,9 @@ from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.training.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.distributed import DistributedTraining
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
-from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe, resolve_recipe, variable_name
+from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe
+from hyspark_nnunet.training.recipe_fields import variable_name
+from hyspark_nnunet.training.recipe_sources import resolve_recipe
 from hyspark_nnunet.training.saving import NETWORK_FIELDS
 from hyspark_nnunet.training.schedules import ProgressScheduler
 

@@ -9,16 +9,9 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from hyspark_nnunet.architectures.from_plans import PRESETS
-from hyspark_nnunet.training.recipe import (
-    OTHER_VARIABLES,
-    FinetuneRecipe,
-    PretrainRecipe,
-    recipe_fields,
-    recipe_table_markdown,
-    resolve_recipe,
-    save_recipe,
-    variable_name,
-)
+from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe, recipe_table_markdown, save_recipe
+from hyspark_nnunet.training.recipe_fields import recipe_fields, variable_name
+from hyspark_nnunet.training.recipe_sources import OTHER_VARIABLES, resolve_recipe
 
 BOTH = pytest.mark.parametrize("recipe_class", [PretrainRecipe, FinetuneRecipe])
 COMMON = {

@@ -1,0 +1,121 @@
+"""What a field of a recipe is: its default, its unit, what it may be, and how it is read from text."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import Field, dataclass
+from types import NoneType
+from typing import Any, get_args
+
+from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.building_blocks.recomputation import DEPTHS
+
+PREFIX = "HYSPARK_"
+
+# values of intensity_augmentation
+AUGMENTATIONS = NO_AUGMENTATION, OF_INPUT, OF_BOTH = "none", "input", "both"
+
+RELEASE = "HySparK's pre-training"
+NNUNET = "nnU-Net"
+OURS = "this project"
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Values a field may take, in words that follow "it must", and as a test."""
+
+    words: str
+    test: Callable[[Any], bool]
+
+
+PRESET_NAME = Allowed(f"be one of {', '.join(PRESETS)}", lambda value: value in PRESETS)
+AUGMENTED = Allowed(f"be one of {', '.join(AUGMENTATIONS)}", lambda value: value in AUGMENTATIONS)
+DEPTH = Allowed(f"be one of {', '.join(DEPTHS)}", lambda value: value in DEPTHS)
+AT_LEAST_ONE = Allowed("be at least 1", lambda value: value >= 1)
+NOT_NEGATIVE = Allowed("be at least 0", lambda value: value >= 0)
+POSITIVE = Allowed("be above 0", lambda value: value > 0)
+SHARE = Allowed("lie in [0, 1]", lambda value: 0 <= value <= 1)
+PART = Allowed("lie in [0, 1)", lambda value: 0 <= value < 1)
+BETWEEN = Allowed("lie strictly between 0 and 1", lambda value: 0 < value < 1)
+SEED = Allowed("lie in [0, 2^63)", lambda value: 0 <= value < 2**63)
+ABOVE_ZERO_TO_ONE = Allowed("lie in (0, 1]", lambda value: 0 < value <= 1)
+PAIRS = Allowed(
+    "be pairs such as T1=CT, T2=CT", lambda value: all(0 < p.find("=") < len(p) - 1 for p in value.split(","))
+)
+ANYTHING = Allowed("be true or false", lambda value: True)
+
+# in error messages
+TYPE_WORDS = {
+    bool: "1, 0, true, false, yes or no",
+    int: "a whole number such as 5",
+    float: "a number such as 0.5 or 1e-4",
+    str: "text",
+}
+TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+# untyped result, as dataclasses.field has: the annotation beside it says the type
+def documented(default: Any, allowed: Allowed, *, unit: str, source: str, meaning: str) -> Any:
+    """A dataclass field that knows what it means.
+
+    Args:
+        default: value where nobody says another.
+        allowed: values; None is allowed besides, where the annotation says so.
+        unit: of the value.
+        source: where the default comes from.
+        meaning: what the field is for; ends error messages, too.
+    """
+    metadata = {"help": meaning, "unit": unit, "source": source, "allowed": allowed}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def recipe_fields(recipe_class: type) -> list[Field[Any]]:
+    """The hyperparameters of a recipe, in order."""
+    return [field for field in dataclasses.fields(recipe_class) if "help" in field.metadata]
+
+
+def variable_name(field: str, kind: str | None = None) -> str:
+    """The environment variable of a field, for both trainers or for one ("pretrain", "finetune")."""
+    return PREFIX + (field if kind is None else f"{kind}_{field}").upper()
+
+
+def is_optional(field: Field[Any]) -> bool:
+    return NoneType in get_args(field.type)
+
+
+def _type_of(field: Field[Any]) -> type:
+    """The type of a field's values besides None."""
+    return next(t for t in (*get_args(field.type), field.type) if t in TYPE_WORDS)
+
+
+def _wrong_type(value: Any, field: Field[Any], label: str) -> ValueError:
+    words = TYPE_WORDS[_type_of(field)] + (", or none" if is_optional(field) else "")
+    return ValueError(f"{label} is {value!r}, but it must be {words}: {field.metadata['help']}")
+
+
+def checked_type(value: Any, field: Field[Any], label: str) -> Any:
+    expected = _type_of(field)
+    if value is None and is_optional(field):
+        return None
+    # to Python, True is a number
+    if isinstance(value, bool) and expected is not bool:
+        raise _wrong_type(value, field, label)
+    if expected is float and isinstance(value, int):
+        return float(value)
+    if not isinstance(value, expected):
+        raise _wrong_type(value, field, label)
+    return value
+
+
+def parsed(text: str, field: Field[Any], label: str) -> Any:
+    expected, stripped = _type_of(field), text.strip()
+    if is_optional(field) and stripped.lower() in ("", "none"):
+        return None
+    try:
+        return TRUTHS[stripped.lower()] if expected is bool else expected(stripped)
+    except (ValueError, KeyError):
+        raise _wrong_type(text, field, label) from None
+
+
+def text_of(value: Any) -> str:
+    """A value as a person would type it into a variable."""
+    return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else f"{value}"
