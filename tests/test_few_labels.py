@@ -324,7 +324,7 @@ def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
     ):
         recipe = resolve_recipe(RECIPES[kind], None, variables)
         assert {field: getattr(recipe, field) for field in changed} == changed
-    assert pretraining.epochs(settings) == round(30 * ablation.pretrain_length)
+    assert pretraining.epochs(settings) == round(settings.pretrain_epochs * ablation.pretrain_length)
     changed = bool(ablation.pretrain or ablation.network) or ablation.pretrain_length != 1
     assert (pretraining != REFERENCE) == changed
     assert [arm.pretraining for arm in ablation.arms(name)[1:]] == [None] * ablation.with_scratch

@@ -103,7 +103,7 @@ def test_from_data_to_tables(tmp_path: Path) -> None:
     assert set(record["dice"]) == set(splits.validation) and set(record["dice"]["case_24"]) == {"1", "2"}
     assert len(record["curve"]) == 2 and record["steps"] == 4 and record["seconds"] > 0
     recipe = record["recipe"]["recipe"]
-    assert (recipe["seed"], recipe["batch_size"], recipe["initial_lr"]) == (1, 2, 1e-3)
+    assert (recipe["seed"], recipe["batch_size"], recipe["initial_lr"]) == (1, 2, 3e-3)
     collect(work, tmp_path / "results")
     with open(tmp_path / "results" / "runs.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -47,9 +47,9 @@ ABLATIONS: Mapping[str, Ablation] = {
     "mask_ratio_0.5": Ablation(pretrain={"mask_ratio": 0.5}),
     "mask_ratio_0.6": Ablation(pretrain={"mask_ratio": 0.6}),
     "mask_ratio_0.9": Ablation(pretrain={"mask_ratio": 0.9}),
-    # of preset S with the four stages of this data: 192
-    "decoder_width_96": Ablation(pretrain={"decoder_width": 96}),
-    "decoder_width_384": Ablation(pretrain={"decoder_width": 384}),
+    # 192 is the default of preset S with the four stages of this data
+    "decoder_width_48": Ablation(pretrain={"decoder_width": 48}),
+    "decoder_width_192": Ablation(pretrain={"decoder_width": 192}),
     "without_vit": Ablation(network={"vit_n_blocks": 0}, with_scratch=True),
     "pretraining_a_third": Ablation(pretrain_length=1 / 3),
     "pretraining_twice": Ablation(pretrain_length=2),
@@ -60,6 +60,6 @@ ABLATIONS: Mapping[str, Ablation] = {
     "decoder_warmup_5_epochs": Ablation(finetune={"decoder_warmup_epochs": 5}),
     "encoder_frozen_5_epochs": Ablation(finetune={"encoder_hold_epochs": 5}),
     "layer_decay_0.75": Ablation(finetune={"layer_decay": 0.75}),
-    "finetune_lr_3e-4": Ablation(finetune={"initial_lr": 3e-4}, with_scratch=True),
-    "finetune_lr_3e-3": Ablation(finetune={"initial_lr": 3e-3}, with_scratch=True),
+    "finetune_lr_1e-3": Ablation(finetune={"initial_lr": 1e-3}, with_scratch=True),
+    "finetune_lr_1e-2": Ablation(finetune={"initial_lr": 1e-2}, with_scratch=True),
 }
