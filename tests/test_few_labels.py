@@ -330,6 +330,12 @@ def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
     assert [arm.pretraining for arm in ablation.arms(name)[1:]] == [None] * ablation.with_scratch
 
 
+@pytest.mark.parametrize(("width", "expected"), [(96, 96), (0, None)])
+def test_the_width_of_the_decoder_is_a_setting_or_the_presets(width: int, expected: int | None) -> None:
+    variables = REFERENCE.variables(Settings(pretrain_decoder_width=width))
+    assert resolve_recipe(RECIPES["pretrain"], None, variables).as_dict()["decoder_width"] == expected
+
+
 def test_a_network_with_other_arguments_has_plans_of_its_own(tmp_path: Path) -> None:
     work, settings, ablation = Work(tmp_path), Settings(), ABLATIONS["without_vit"]
     arm, scratch = ablation.arms("without_vit")

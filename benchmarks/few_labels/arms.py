@@ -57,7 +57,7 @@ class Pretraining:
             "batch_size": settings.pretrain_batch,
             "initial_lr": settings.pretrain_lr,
             "warmup_fraction": settings.pretrain_warmup,
-            "decoder_width": settings.pretrain_decoder_width,
+            "decoder_width": settings.pretrain_decoder_width or None,
             "save_every": settings.save_every,
             "picture_every": settings.pretrain_epochs,
             "seed": PRETRAIN_SEED,

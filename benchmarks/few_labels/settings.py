@@ -26,7 +26,9 @@ class Settings:
     pretrain_val_iterations: int = _option(4, "validation batches of an epoch of pre-training")
     pretrain_batch: int = _option(4, "patches of a step of pre-training")
     pretrain_lr: float = _option(1e-3, "learning rate of pre-training")
-    pretrain_decoder_width: int = _option(96, "channels of the coarsest level of the decoder of pre-training")
+    pretrain_decoder_width: int = _option(
+        96, "channels of the coarsest level of the decoder of pre-training; 0: those of the preset"
+    )
     pretrain_warmup: float = _option(0.1, "part of the pre-training in which its learning rate rises")
     finetune_epochs: int = _option(20, "epochs of fine-tuning: points of the learning curve")
     finetune_iterations: int = _option(15, "steps of an epoch of fine-tuning")
