@@ -198,14 +198,16 @@ def plot(results: Results, path: Path) -> None:
     shown = [labels for labels in LABELS if any(results.seeds(labels, arm) for arm in ARMS)]
     figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.6), sharey=True, squeeze=False)
     for axis, labels in zip(axes[0], shown, strict=True):
+        counts = []
         for arm in ARMS:
             curves = [results.curve(arm, labels, seed) for seed in results.seeds(labels, arm)]
+            counts.append(str(len(curves)))
             if not curves:
                 continue
             steps, values = curves[0][0], np.array([smoothed(curve) for _, curve in curves])
-            axis.plot(steps, values.mean(0), color=COLOURS[arm], label=f"{NAMES[arm]} (n = {len(curves)})")
+            axis.plot(steps, values.mean(0), color=COLOURS[arm], label=NAMES[arm])
             axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, linewidth=0)
-        axis.set_title(f"{labels} labelled cases", fontsize=10)
+        axis.set_title(f"{labels} labelled cases; seeds: {', '.join(counts)}", fontsize=10)
         axis.set_xlabel("steps")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("Dice of validation patches, points")
