@@ -376,7 +376,8 @@ class TestStockPlans:
 
 
 def test_the_stock_trainer_is_nnunets_at_our_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work, settings = Work(tmp_path), Settings(finetune_epochs=7, finetune_iterations=3)
+    work = Work(tmp_path)
+    settings = Settings(finetune_epochs=7, finetune_iterations=3, finetune_val_iterations=15, save_every=5)
     for name, value in work.environment("stock", 1, ARMS["stock"].variables(settings, seed=4)).items():
         monkeypatch.setenv(name, value)
     trainer_class = recursive_find_trainer_class_by_name(ARMS["stock"].trainer)
