@@ -75,7 +75,6 @@ def test_the_input_is_altered_and_the_target_is_clean(
 
 
 def test_labels_stay_where_nnunet_masks_the_image_by_them() -> None:
-    """Outside of the mask is zero in the clean image and in the altered one."""
     masked = transforms(use_mask_for_norm=(True, False))
     assert pretraining_transforms(masked, "both") is masked
     for augmentation in ("none", "input"):
@@ -85,6 +84,17 @@ def test_labels_stay_where_nnunet_masks_the_image_by_them() -> None:
             if augmentation == "none":
                 assert found["segmentation"].shape == (1, *PATCH)
             assert found["image"].shape == where.shape and found["image"].isfinite().all()
+
+
+def test_outside_of_the_mask_is_zero_in_the_clean_image_and_in_the_altered_one() -> None:
+    transform = pretraining_transforms(transforms(use_mask_for_norm=(True, False)), "input")
+    image, outside = torch.randn(2, 14, 20, 20), torch.full((1, 14, 20, 20), -1, dtype=torch.int16)
+    for seed in range(8):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        found = transform(image=image.clone(), segmentation=outside)
+        for part in found.values():
+            assert part[0].abs().max() == 0 and part[1].abs().max() > 0
 
 
 def size(dummy_2d: bool) -> tuple[int, ...]:
