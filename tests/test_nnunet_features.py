@@ -133,7 +133,7 @@ def flat(project: Project) -> dict[str, Path]:
     package.write_text(WANDB)
     python_path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
     wandb = {"nnUNet_wandb_enabled": "1", "WANDB_NOTES": str(notes), "PYTHONPATH": python_path}
-    for configuration, variables in (("3d_fullres", {}), ("2d", wandb)):
+    for configuration, variables in (("3d_fullres", {"HYSPARK_PROBE_DATASET": "22"}), ("2d", wandb)):
         weights = pretrain(project, FLAT, configuration, **variables)
         folders[configuration] = finetune(project, FLAT, "0", configuration, weights, "--npz")
     return folders
@@ -177,6 +177,16 @@ def test_the_probe_is_logged_and_reaches_wandb(project: Project, flat: dict[str,
     assert {"train_losses", "val_losses", "lrs", "probe_dice"} <= logged
     assert ["log", {"probe_dice": curve[1], "step": 1}] in notes
     assert any(kind == "summary" and "final_val/reconstruction_loss" in values for kind, values in notes)
+
+
+def test_the_probe_looks_at_another_data_set(project: Project, flat: dict[str, Path]) -> None:
+    """The cases of Nested, preprocessed like those of Flat; they have no ignore label."""
+    log = next(project.fold_folder(FLAT, PRETRAINER, "all", "3d_fullres", PLANS).glob("training_log_*.txt")).read_text()
+    probed = [line for line in log.splitlines() if "probe_dice" in line]
+    assert len(probed) == 3 and all("label 1 " in line and "label 2 " in line for line in probed)
+    refused = project.train(21, "1", PRETRAINER, "-p", PLANS, configuration="2d", HYSPARK_PROBE_DATASET="22", ok=False)
+    assert "probe_dataset is 22, but " in refused and "no preprocessed data for 2d" in refused
+    assert "plan_and_preprocess -d 21 --like 22" in refused
 
 
 def test_configurations_are_compared_and_ensembled(project: Project, flat: dict[str, Path], tmp_path: Path) -> None:

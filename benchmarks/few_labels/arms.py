@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.few_labels.prepare import STOCK_PLANS, hyspark_plans, pretraining_plans
+from benchmarks.few_labels.prepare import PROBED_ID, STOCK_PLANS, hyspark_plans, pretraining_plans
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import fold_number
 from benchmarks.few_labels.trainers.few_labels_stock import PREFIX, FewLabelsStockTrainer
@@ -60,6 +60,8 @@ class Pretraining:
             "decoder_width": settings.pretrain_decoder_width or None,
             "save_every": settings.save_every,
             "picture_every": settings.pretrain_epochs,
+            "probe_dataset": PROBED_ID,
+            "probe_every": settings.save_every,
             "seed": PRETRAIN_SEED,
             **self.recipe,
         }

@@ -1,8 +1,8 @@
-"""The two data sets of the benchmark, preprocessed, with plans and folds."""
+"""The data sets of the benchmark, preprocessed, with plans and folds."""
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from hyspark_nnunet.planning.planner import PLANS_NAME
 
 LABELLED, UNLABELLED = "Dataset006_Hippocampus", "Dataset060_HippocampusScans"
 LABELLED_ID, UNLABELLED_ID = "6", "60"
+# the labelled cases without those of the validation, for the probe of the pre-training
+PROBED, PROBED_ID = "Dataset020_HippocampusProbe", "20"
 CONFIGURATION = "3d_fullres"
 # nnU-Net's own plans, and those with our patch and batch
 NNUNET_PLANS, STOCK_PLANS = "nnUNetPlans", "nnUNetFewLabelsPlans"
@@ -33,7 +35,7 @@ def pretraining_plans(settings: Settings) -> str:
 
 
 def prepare(commands: Commands, settings: Settings, data: Path) -> None:
-    """Makes both data sets once; begins anew where it was interrupted.
+    """Makes the data sets once; begins anew where it was interrupted.
 
     Args:
         commands: of the work folder; their threads are processes of nnU-Net's preprocessing here.
@@ -61,7 +63,9 @@ def _prepare(commands: Commands, settings: Settings, data: Path, lock: int) -> N
         f"prepare: {len(splits.pretrain)} scans without labels, {len(splits.labelled[20])} with, "
         f"{len(splits.validation)} for validation"
     )
-    _copy_labelled(source, work.raw / LABELLED, splits)
+    labelled = splits.labelled[20]
+    _copy_labelled(source, work.raw / LABELLED, [*labelled, *splits.validation])
+    _copy_labelled(source, work.raw / PROBED, labelled)
     scans = _copy(source / "imagesTr", work.root / "scans", [f"{case}_0000" for case in splits.pretrain])
     _copy(source / "labelsTr", work.validation_labels, splits.validation)
 
@@ -73,6 +77,7 @@ def _prepare(commands: Commands, settings: Settings, data: Path, lock: int) -> N
         ("hyspark_nnunet", "dataset", "prepare", str(scans), *named),
         ("hyspark_nnunet", "plan_and_preprocess", "-d", LABELLED_ID, *ours),
         ("hyspark_nnunet", "plan_and_preprocess", "-d", UNLABELLED_ID, "--like", LABELLED_ID, *ours),
+        ("hyspark_nnunet", "plan_and_preprocess", "-d", PROBED_ID, "--like", LABELLED_ID, *ours),
         ("nnUNetv2_plan_experiment", "-d", LABELLED_ID),
     ):
         commands.run(RUN, command, variables, lock=lock)
@@ -154,14 +159,13 @@ def described(plans: dict[str, Any], batch: int) -> dict[str, Any]:
     }
 
 
-def _copy_labelled(source: Path, target: Path, splits: Splits) -> None:
-    cases = [*splits.labelled[20], *splits.validation]
+def _copy_labelled(source: Path, target: Path, cases: Sequence[str]) -> None:
     _copy(source / "imagesTr", target / "imagesTr", [f"{case}_0000" for case in cases])
     _copy(source / "labelsTr", target / "labelsTr", cases)
     _write(target / "dataset.json", _read(source / "dataset.json") | {"numTraining": len(cases)})
 
 
-def _copy(source: Path, target: Path, names: tuple[str, ...] | list[str]) -> Path:
+def _copy(source: Path, target: Path, names: Sequence[str]) -> Path:
     """These scans and no others."""
     if target.is_dir():
         shutil.rmtree(target)

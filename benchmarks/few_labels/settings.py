@@ -21,7 +21,7 @@ class Settings:
 
     preset: str = _option("S", "size of the network: S, B or L")
     device: str = _option("cpu", "where to train: cpu, cuda or mps")
-    pretrain_epochs: int = _option(24, "epochs of pre-training")
+    pretrain_epochs: int = _option(100, "epochs of pre-training")
     pretrain_iterations: int = _option(50, "steps of an epoch of pre-training")
     pretrain_val_iterations: int = _option(4, "validation batches of an epoch of pre-training")
     pretrain_batch: int = _option(4, "patches of a step of pre-training")
@@ -35,7 +35,7 @@ class Settings:
     finetune_val_iterations: int = _option(8, "validation batches of an epoch of fine-tuning")
     finetune_batch: int = _option(2, "patches of a step of fine-tuning")
     finetune_lr: float = _option(3e-3, "learning rate of the pre-trained arm and of that from scratch")
-    save_every: int = _option(5, "epochs between two checkpoints")
+    save_every: int = _option(5, "epochs between two checkpoints, and two scores of the pre-training's probe")
     loader_processes: int = _option(
         0, "processes that draw and augment; with 0, the training's own, a seed repeats a run"
     )

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from hyspark_nnunet.checkpoints.description import describe_network
+from hyspark_nnunet.datasets.preprocessed import preprocessed_folder
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from hyspark_nnunet.training.recipe import PretrainRecipe, Recipe
@@ -55,7 +54,7 @@ def network_of_dataset(
         FileNotFoundError: the data set has no such plans.
         ValueError: there is no such configuration, or the network cannot be built for it.
     """
-    folder = dataset_folder(dataset)
+    folder = preprocessed_folder(dataset)
     plans_file = folder / f"{plans_name}.json"
     if not plans_file.is_file():
         raise FileNotFoundError(
@@ -91,19 +90,3 @@ def network_of_dataset(
         settings, dataset_json, recipe.preset, input_channels, trainer_class.has_heads, names
     )
     return DatasetNetwork(network, description, trainer_class, recipe, plans, dataset_json)
-
-
-def dataset_folder(dataset: str) -> Path:
-    """The preprocessed folder of a data set by number or name.
-
-    Raises:
-        FileNotFoundError: the variable is not set, or there is no such data set.
-    """
-    root = os.environ.get("nnUNet_preprocessed")
-    if not root:
-        raise FileNotFoundError("nnUNet_preprocessed is not set: it names the folder of the preprocessed data sets")
-    pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else dataset
-    found = sorted(Path(root).glob(pattern))
-    if len(found) != 1:
-        raise FileNotFoundError(f"{len(found)} data sets in {root} are called {pattern}, but it must be one")
-    return found[0]

@@ -15,7 +15,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.checkpoints.dataset_network import dataset_folder
+from hyspark_nnunet.datasets.preprocessed import preprocessed_folder
 from hyspark_nnunet.planning.planner import PLANS_NAME, HySparKPlanner
 
 
@@ -30,7 +30,7 @@ def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str,
     Raises:
         FileNotFoundError: there are none.
     """
-    folder = dataset_folder(like)
+    folder = preprocessed_folder(like)
     file = folder / f"{plans_name or PLANS_NAME[preset]}.json"
     if not file.is_file():
         # every plans file has configurations; dataset.json, splits and fingerprints have not

@@ -39,7 +39,7 @@ def divided(training: Sequence[str], held_out: Sequence[str], count: int) -> tup
         count: of each.
     """
     rest = [key for key in training if key not in set(held_out)]
-    first, second = (rest, list(held_out)) if rest else (list(training)[::2], list(training)[1::2])
+    first, second = (rest, list(held_out)) if rest else (sorted(training)[::2], sorted(training)[1::2])
     return [_spread(keys, count) for keys in (first, second)]  # type: ignore[return-value]
 
 

@@ -1,16 +1,14 @@
 """The probe's part of a training: which cases it looks at, when, and what is logged of it."""
 
 import math
+from collections.abc import Sequence
 from time import time
 from typing import Any
 
-import numpy as np
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-
 from hyspark_nnunet.training.probe import LinearProbe, ProbeScore, divided, has_labels
+from hyspark_nnunet.training.probe_cases import LabelledCases, cases_of_dataset
 from hyspark_nnunet.training.recipe import PretrainRecipe
 from hyspark_nnunet.training.trainer import HySparKTrainer
-from hyspark_nnunet.training.unreadable_cases import fault_of
 
 # lists of nnU-Net's logger: one score per epoch; and a single one, of the weights that the training starts from
 PROBE_KEY = "probe_dice"
@@ -41,26 +39,36 @@ class ProbingTrainer(HySparKTrainer):
         Args:
             dataset_tr: nnU-Net's data set of the fold's training cases.
             dataset_val: that of its validation cases.
+
+        Raises:
+            FileNotFoundError, ValueError: of ``cases_of_dataset``, on every rank.
         """
-        if self.local_rank != 0 or not self.recipe.probe_every:
+        if not self.recipe.probe_every:
+            return
+        cases = self._labelled_cases(dataset_tr.identifiers, dataset_val.identifiers)
+        if self.local_rank != 0:
             return
         parts: list[list[str]] = []
-        if has_labels(self.dataset_json):
-            chosen = divided(dataset_tr.identifiers, dataset_val.identifiers, self.recipe.probe_cases)
-            parts = [[key for key in part if self._is_sound(key)] for part in chosen]
-        if not parts or not all(parts):
+        if cases is not None:
+            chosen = divided(cases.training, cases.held_out, self.recipe.probe_cases)
+            parts = [[key for key in part if self._is_sound(cases, key)] for part in chosen]
+        if cases is None or not all(parts):
             self.print_to_log_file("No linear probe: the data set has no labels, or a single case.")
             return
         patch_size = self.configuration_manager.patch_size
+        fit, score = ([cases.loader(key, patch_size) for key in part] for part in parts)
+        self.probe = LinearProbe.drawn_from(fit, score, cases.label_manager.ignore_label)
 
-        def loader(key: str) -> nnUNetDataLoader:
-            case = self.dataset_class(self.preprocessed_dataset_folder, [key])
-            return nnUNetDataLoader(
-                case, 1, patch_size, patch_size, self.label_manager, oversample_foreground_percent=1
+    def _labelled_cases(self, training: Sequence[str], held_out: Sequence[str]) -> LabelledCases | None:
+        """Whom to probe on; None: there are no labels."""
+        if self.recipe.probe_dataset is not None:
+            return cases_of_dataset(
+                self.recipe.probe_dataset, self.plans_manager, self.configuration_name, self.dataset_json
             )
-
-        fit, score = ([loader(key) for key in part] for part in parts)
-        self.probe = LinearProbe.drawn_from(fit, score, self.label_manager.ignore_label)
+        if not has_labels(self.dataset_json):
+            return None
+        folder = self.preprocessed_dataset_folder
+        return LabelledCases(folder, self.dataset_class, self.label_manager, training, held_out)
 
     def probe_epoch(self, done: int) -> None:
         """Scores and logs the encoder, if it is due.
@@ -103,12 +111,9 @@ class ProbingTrainer(HySparKTrainer):
         with self.autocast():
             return self.probe.score(self.bare_network.encoder, self.device)
 
-    def _is_sound(self, key: str) -> bool:
-        """Can a case be read, and are its voxels finite? The probe is not worth the end of a training."""
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, [key])
-        fault = fault_of(dataset, key)
-        if fault is None and not np.isfinite(np.asarray(dataset.load_case(key)[0][:])).all():
-            fault = f"case {key} has voxels that are not finite"
+    def _is_sound(self, cases: LabelledCases, key: str) -> bool:
+        """The probe is not worth the end of a training: it leaves out what cannot be used."""
+        fault = cases.fault_of(key)
         if fault is not None:
             self.print_to_log_file(f"WARNING: the linear probe leaves out a case: {fault}")
         return fault is None

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.training.recipe_fields import (
+    A_DATASET,
     ABOVE_ZERO_TO_ONE,
     ANYTHING,
     AT_LEAST_ONE,
@@ -230,6 +231,14 @@ class PretrainRecipe(Recipe):
         unit="cases",
         source=OURS,
         meaning="labelled cases that the linear head is fitted to; as many others score it",
+    )
+    probe_dataset: str | None = documented(
+        None,
+        A_DATASET,
+        unit="number or name",
+        source=OURS,
+        meaning="labelled data set, preprocessed alike, that the linear head is fitted to and scored on; "
+        "none: the one that is trained on",
     )
 
     def __post_init__(self) -> None:

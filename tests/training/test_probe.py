@@ -1,5 +1,6 @@
 """The linear probe: what it fits and scores, and when it is on."""
 
+import json
 import math
 from collections import OrderedDict
 from pathlib import Path
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from hyspark_nnunet.training.probe import LinearProbe, divided, has_labels
+from hyspark_nnunet.training.probe_cases import LabelledCases, cases_of_dataset
 from hyspark_nnunet.visualisation import progress_picture
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
@@ -140,3 +144,70 @@ def test_cases_to_fit_and_to_score_are_different_cases() -> None:
 )
 def test_which_data_sets_are_labelled(content: dict, expected: bool) -> None:
     assert has_labels(content) is expected
+
+
+class TestAnotherDataSet:
+    """Data set 7 is trained on; data set 8 has the labels."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+        folder = tmp_path / "Dataset008_Labelled"
+        (folder / "data").mkdir(parents=True)
+        # files of a data set that are no plans
+        (folder / "splits_final.json").write_text("[]")
+        (folder / "dataset_fingerprint.json").write_text("{}")
+        self.write(folder, labels={"background": 0, "liver": 1})
+        for case in ("b", "a", "c"):
+            image = np.ones((1, 16, 16, 16), np.float32)
+            image[0, 0] = np.inf if case == "c" else 0
+            file = str(folder / "data" / case)
+            nnUNetDatasetBlosc2.save_case(image, np.ones((1, 16, 16, 16), np.int16), {"class_locations": {}}, file)
+        return folder
+
+    def write(self, folder: Path, plans_name: str = "nnUNetPlans", **changes) -> None:
+        """Its plans and dataset.json: those of data set 7 but for these entries."""
+        labels = changes.pop("labels", DATASET_JSON["labels"])
+        (folder / "dataset.json").write_text(json.dumps({**DATASET_JSON, "labels": labels}))
+        plans = self.plans(data_identifier="data", **changes)
+        (folder / f"{plans_name}.json").write_text(json.dumps(plans))
+
+    def plans(self, transpose: tuple[int, ...] = (0, 1, 2), **changes) -> dict:
+        return make_plans([16, 16, 16], CUBIC, **changes) | {"transpose_forward": list(transpose)}
+
+    def cases(self, dataset: str = "8") -> LabelledCases:
+        return cases_of_dataset(dataset, PlansManager(self.plans()), "3d_fullres", DATASET_JSON)
+
+    @pytest.mark.usefixtures("folder")
+    def test_its_cases_are_those_to_look_at(self) -> None:
+        cases = self.cases()
+        assert cases.folder == self.cases("Dataset008_Labelled").folder
+        assert cases.training == cases.held_out == ["a", "b", "c"]
+        assert cases.label_manager.foreground_labels == [1]
+        assert cases.fault_of("a") is None and "not finite" in cases.fault_of("c")
+        assert "cannot be read" in cases.fault_of("missing")
+        assert cases.loader("a", [8, 8, 8]).get_indices() == ["a"]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"spacing": [1.0, 1.0, 2.0]},
+            {"normalization_schemes": ["ZScoreNormalization"]},
+            {"transpose": (1, 0, 2)},
+            {"spacing": [1.0, 1.0]},
+        ],
+        ids=str,
+    )
+    def test_data_that_mean_something_else_are_refused(self, folder: Path, changes: dict) -> None:
+        self.write(folder, **changes)
+        with pytest.raises(FileNotFoundError, match=r"probe_dataset is 8, but .*no preprocessed data.*-d 7 --like 8"):
+            self.cases()
+        self.write(folder, "nnUNetPlansOther")
+        assert self.cases().training == ["a", "b", "c"]
+
+    def test_a_data_set_without_labels_is_refused(self, folder: Path) -> None:
+        self.write(folder, labels={"background": 0, "body": 1})
+        with pytest.raises(ValueError, match="probe_dataset is 8, but Dataset008_Labelled has no labels"):
+            self.cases()
+        with pytest.raises(FileNotFoundError, match="0 data sets"):
+            self.cases("9")

@@ -43,6 +43,7 @@ PRETRAIN = {
     "picture_every": 50,
     "probe_every": 10,
     "probe_cases": 20,
+    "probe_dataset": None,
 }
 FINETUNE = {
     "warmup_fraction": 0.05,
