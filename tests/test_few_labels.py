@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from benchmarks.few_labels.__main__ import main
-from benchmarks.few_labels.ablations import ABLATIONS
+from benchmarks.few_labels.ablations import ABLATIONS, HALF_THE_STEPS, SHORT_PRETRAINING, Ablation, compared_with
 from benchmarks.few_labels.arms import ARMS, REFERENCE, Run, balanced
 from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands, Stopped, alone
@@ -30,7 +31,7 @@ from benchmarks.few_labels.prepare import (
     write_plans,
 )
 from benchmarks.few_labels.record import mean_dice
-from benchmarks.few_labels.report import DOCUMENT, TABLES, plot, with_results
+from benchmarks.few_labels.report import DOCUMENT, TABLES, plot, plot_pretraining, with_results
 from benchmarks.few_labels.results import FOLDER, Results
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS, Splits, fold_number
@@ -327,7 +328,19 @@ def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
     assert pretraining.epochs(settings) == round(settings.pretrain_epochs * ablation.pretrain_length)
     changed = bool(ablation.pretrain or ablation.network) or ablation.pretrain_length != 1
     assert (pretraining != REFERENCE) == changed
-    assert [arm.pretraining for arm in ablation.arms(name)[1:]] == [None] * ablation.with_scratch
+    arms = ablation.arms(name)
+    assert [arm.pretraining for arm in arms[1:]] == [None] * ablation.with_scratch
+    epochs = round(settings.finetune_epochs * ablation.finetune_length)
+    assert [int(arm.variables(settings, 1)["HYSPARK_FINETUNE_NUM_EPOCHS"]) for arm in arms] == [epochs] * len(arms)
+    assert [compared_with(arm.name) for arm in arms] == [ablation.against, "scratch"][: len(arms)]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_compared_with_what_differs_in_one_thing(name: str) -> None:
+    ablation = ABLATIONS[name]
+    other = ABLATIONS.get(ablation.against, Ablation())
+    fields = ("pretrain", "pretrain_length", "finetune", "finetune_length", "network")
+    assert sum(getattr(ablation, field) != getattr(other, field) for field in fields) == 1
 
 
 @pytest.mark.parametrize(("width", "expected"), [(96, 96), (0, None)])
@@ -433,7 +446,8 @@ class TestReport:
     """Made records: pre-trained is 3 points better (1 worse at 20 labels); scratch rises to its end at 10 labels."""
 
     EPOCHS = 16
-    FINAL = {"pretrained": 0.63, "scratch": 0.60, "stock": 0.5, "mask_ratio_0.5": 0.62}
+    ABLATED = {"mask_ratio_0.5": 0.62, SHORT_PRETRAINING: 0.61, HALF_THE_STEPS: 0.59, f"{HALF_THE_STEPS}_scratch": 0.55}
+    FINAL = {"pretrained": 0.63, "scratch": 0.60, "stock": 0.5, **ABLATED}
 
     def record(self, arm: str, labels: int, seed: int) -> dict[str, Any]:
         final = self.FINAL[arm] + 0.01 * seed - (0.04 if (arm, labels) == ("pretrained", 20) else 0)
@@ -464,10 +478,11 @@ class TestReport:
         made_with = {key: "?" for key in ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")}
         curve = [
             {"train_loss": 1.2, "val_loss": 1.1, "probe": None},
-            {"train_loss": 0.9, "val_loss": 0.8, "probe": None},
+            {"train_loss": 0.9, "val_loss": 0.8, "probe": 0.5},
         ]
         pretraining = {"pretraining": "reference", "epochs": 2, "steps": 100, "seconds": 9, "recipe": {}, "log": ["x"]}
-        self.keep(work, REFERENCE.run, {**pretraining, **made_with, "curve": curve, "reconstruction_loss": 0.75})
+        reached = {"reconstruction_loss": 0.75, "probe_before": 0.4}
+        self.keep(work, REFERENCE.run, {**pretraining, **made_with, "curve": curve, **reached})
         for file in (work.prepared_file, work.settings_file):
             file.write_text("{}")
         collect(work, tmp_path / "results")
@@ -480,9 +495,9 @@ class TestReport:
     def test_collect(self, results: Results) -> None:
         assert [row["arm"] for row in results.rows("runs")] == ["pretrained"] * 6 + ["scratch"] * 6 + ["stock"] * 6
         assert results.rows("runs")[0]["dice"] == "0.63000" and results.rows("runs")[0]["dice_2"] == "0.62850"
-        assert [row["arm"] for row in results.rows("ablations")] == ["mask_ratio_0.5"] * 2
-        assert len(results.rows("cases")) == 20 * 4 and len(results.rows("curves")) == 20 * self.EPOCHS
-        assert [row["val_loss"] for row in results.rows("pretraining")] == ["1.1", "0.8"]
+        assert [row["arm"] for row in results.rows("ablations")] == [arm for arm in sorted(self.ABLATED) for _ in "01"]
+        assert len(results.rows("cases")) == 26 * 4 and len(results.rows("curves")) == 26 * self.EPOCHS
+        assert [(row["val_loss"], row["probe"]) for row in results.rows("pretraining")] == [("1.1", ""), ("0.8", "0.5")]
         assert (results.folder / "logs" / "scratch_labels5_seed1.txt").read_text() == "$ nnUNetv2_train\nEpoch 0\n"
         assert (results.folder / "recipes" / "stock.json").is_file()
 
@@ -533,7 +548,14 @@ class TestReport:
         assert "no loss at 20 labels | -1.0 | no |" in goal
         assert "50% of the steps at 20 labels (median of seeds) | never | no |" in goal
         ablations = TABLES["ablations"](results)
-        assert "| mask_ratio_0.5 | 5 | 2 | 62.5 (62.0 to 63.0) | -1.0 [-1.0, -1.0] (pre-trained) |" in ablations
+        for row in (
+            "| mask_ratio_0.5 | 5 | 2 | 62.5 (62.0 to 63.0) | short_pretraining | +1.0 [+1.0, +1.0] |",
+            "| short_pretraining | 5 | 2 | 61.5 (61.0 to 62.0) | pre-trained | -2.0 [-2.0, -2.0] |",
+            "| half_the_steps_scratch | 5 | 2 | 55.5 (55.0 to 56.0) | from scratch | -5.0 [-5.0, -5.0] |",
+        ):
+            assert row in ablations
+        goals = TABLES["goal"](results)
+        assert "| trained half as long, no worse than scratch trained in full at 5 labels | -1.0 | no |" in goals
         assert "| abc | 0 | 2 | a machine, 1 threads | 18 |" in TABLES["made_with"](results)
 
     def test_a_short_curve_says_nothing_of_a_plateau(self, results: Results) -> None:
@@ -546,6 +568,14 @@ class TestReport:
     def test_plot(self, results: Results, tmp_path: Path) -> None:
         plot(results, tmp_path / "curves.png")
         assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+    def test_the_probe_of_the_pretraining(self, results: Results, tmp_path: Path) -> None:
+        assert "| reference | 100 | 1.1 | 0.8 | 0.7500 | 0.4 | 0.5 |" in TABLES["pretraining"](results)
+        rows = results.rows("pretraining")
+        for name, before in (("without", None), ("with", 0.4)):
+            plot_pretraining(rows, before, tmp_path / f"{name}.png")
+        without_start, with_start = (imread(tmp_path / f"{name}.png") for name in ("without", "with"))
+        assert without_start.shape == with_start.shape and (without_start != with_start).any()
 
     def test_the_mean_is_nnunets(self) -> None:
         assert mean_dice({"a": {"1": 0.5, "2": 0.7}, "b": {"1": 0.6, "2": 1.0}}) == pytest.approx(0.7)

@@ -6,6 +6,7 @@ network.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from benchmarks.few_labels.arms import REFERENCE, Arm, Pretraining
@@ -19,16 +20,20 @@ class Ablation:
         pretrain: fields of the pre-training's recipe.
         pretrain_length: its epochs, in parts of the benchmark's.
         finetune: fields of the fine-tuning's recipe.
+        finetune_length: its epochs, in parts of the benchmark's.
         network: arguments of the network, in both.
         with_scratch: also train from random weights with this fine-tuning: what it changes there, too, is no merit of
             the pre-training.
+        against: the arm or ablation from which nothing else differs.
     """
 
     pretrain: Mapping[str, Any] = field(default_factory=dict)
     pretrain_length: float = 1.0
     finetune: Mapping[str, Any] = field(default_factory=dict)
+    finetune_length: float = 1.0
     network: Mapping[str, Any] = field(default_factory=dict)
     with_scratch: bool = False
+    against: str = "pretrained"
 
     def pretraining(self, name: str) -> Pretraining:
         """The pre-training: that of the benchmark where nothing about it differs."""
@@ -38,28 +43,38 @@ class Ablation:
 
     def arms(self, name: str) -> list[Arm]:
         """What is trained with labels."""
-        arms = [Arm(name, self.pretraining(name), self.finetune, network=self.network)]
-        scratch = Arm(f"{name}_scratch", recipe=self.finetune, network=self.network)
-        return [*arms, scratch] if self.with_scratch else arms
+        both: dict[str, Any] = {"recipe": self.finetune, "length": self.finetune_length, "network": self.network}
+        arms = [Arm(name, self.pretraining(name), **both)]
+        return [*arms, Arm(f"{name}_scratch", **both)] if self.with_scratch else arms
 
+
+SHORT_PRETRAINING, HALF_THE_STEPS = "short_pretraining", "half_the_steps"
+# what takes a pre-training of its own is compared at a length at which it costs half an hour of one core
+_short = partial(Ablation, pretrain_length=0.24)
+_of_short = partial(_short, against=SHORT_PRETRAINING)
 
 ABLATIONS: Mapping[str, Ablation] = {
-    "mask_ratio_0.5": Ablation(pretrain={"mask_ratio": 0.5}),
-    "mask_ratio_0.6": Ablation(pretrain={"mask_ratio": 0.6}),
-    "mask_ratio_0.9": Ablation(pretrain={"mask_ratio": 0.9}),
+    SHORT_PRETRAINING: _short(),
+    "mask_ratio_0.5": _of_short(pretrain={"mask_ratio": 0.5}),
+    "mask_ratio_0.6": _of_short(pretrain={"mask_ratio": 0.6}),
+    "mask_ratio_0.9": _of_short(pretrain={"mask_ratio": 0.9}),
     # 192 is the default of preset S with the four stages of this data
-    "decoder_width_48": Ablation(pretrain={"decoder_width": 48}),
-    "decoder_width_192": Ablation(pretrain={"decoder_width": 192}),
-    "without_vit": Ablation(network={"vit_n_blocks": 0}, with_scratch=True),
-    "pretraining_a_third": Ablation(pretrain_length=1 / 3),
-    "pretraining_twice": Ablation(pretrain_length=2),
-    "intensity_augmentation_of_input": Ablation(pretrain={"intensity_augmentation": "input"}),
-    "intensity_augmentation_of_both": Ablation(pretrain={"intensity_augmentation": "both"}),
-    "mask_block_2": Ablation(pretrain={"mask_block": 2}),
-    "targets_not_standardised": Ablation(pretrain={"standardise_targets": False}),
+    "decoder_width_48": _of_short(pretrain={"decoder_width": 48}),
+    "decoder_width_192": _of_short(pretrain={"decoder_width": 192}),
+    "without_vit": _of_short(network={"vit_n_blocks": 0}, with_scratch=True),
+    "intensity_augmentation_of_input": _of_short(pretrain={"intensity_augmentation": "input"}),
+    "intensity_augmentation_of_both": _of_short(pretrain={"intensity_augmentation": "both"}),
+    "mask_block_2": _of_short(pretrain={"mask_block": 2}),
+    "targets_not_standardised": _of_short(pretrain={"standardise_targets": False}),
+    HALF_THE_STEPS: Ablation(finetune_length=0.5, with_scratch=True),
     "decoder_warmup_5_epochs": Ablation(finetune={"decoder_warmup_epochs": 5}),
     "encoder_frozen_5_epochs": Ablation(finetune={"encoder_hold_epochs": 5}),
     "layer_decay_0.75": Ablation(finetune={"layer_decay": 0.75}),
     "finetune_lr_1e-3": Ablation(finetune={"initial_lr": 1e-3}, with_scratch=True),
     "finetune_lr_1e-2": Ablation(finetune={"initial_lr": 1e-2}, with_scratch=True),
 }
+
+
+def compared_with(arm: str) -> str:
+    """The arm or ablation that differs from this one of an ablation in one thing alone."""
+    return ABLATIONS[arm].against if arm in ABLATIONS else "scratch"

@@ -79,6 +79,7 @@ class Arm:
         name: in tables, and of its folder of results.
         pretraining: whose weights it starts from; None: random ones.
         recipe: fields of ``FinetuneRecipe`` that differ from the settings.
+        length: its epochs, in parts of those of the settings.
         stock: nnU-Net's own network, trainer and optimiser.
         network: arguments of the network that differ from the plan's.
     """
@@ -86,6 +87,7 @@ class Arm:
     name: str
     pretraining: Pretraining | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    length: float = 1.0
     stock: bool = False
     network: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,10 +98,13 @@ class Arm:
     def plans(self, settings: Settings) -> str:
         return STOCK_PLANS if self.stock else with_network(hyspark_plans(settings), self.network)
 
+    def epochs(self, settings: Settings) -> int:
+        return max(1, round(self.length * settings.finetune_epochs))
+
     def variables(self, settings: Settings, seed: int) -> dict[str, str]:
         """Environment variables of a training."""
         lengths = {
-            "num_epochs": settings.finetune_epochs,
+            "num_epochs": self.epochs(settings),
             "num_iterations_per_epoch": settings.finetune_iterations,
             "num_val_iterations_per_epoch": settings.finetune_val_iterations,
             "save_every": settings.save_every,

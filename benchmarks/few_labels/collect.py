@@ -46,6 +46,8 @@ def collect(work: Work, to: Path) -> None:
                 "first loss": record["curve"][0]["val_loss"],
                 "last loss": record["curve"][-1]["val_loss"],
                 "loss of whole cases": f"{record['reconstruction_loss']:.4f}",
+                "probe before": _or_empty(record["probe_before"]),
+                "last probe": _or_empty(record["curve"][-1]["probe"]),
                 "seconds": record["seconds"],
                 **{key: record[key] for key in MADE_WITH},
             }
@@ -156,10 +158,14 @@ def _pretraining_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "pretraining": record["pretraining"],
             "epoch": epoch,
             "steps": epoch * per_epoch,
-            **{key: "" if values[key] is None else values[key] for key in ("train_loss", "val_loss", "probe")},
+            **{key: _or_empty(values[key]) for key in ("train_loss", "val_loss", "probe")},
         }
         for epoch, values in enumerate(record["curve"], start=1)
     ]
+
+
+def _or_empty(value: float | None) -> float | str:
+    return "" if value is None else value
 
 
 def _write_lines(file: Path, lines: Sequence[str]) -> None:

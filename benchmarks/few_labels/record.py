@@ -18,6 +18,7 @@ from benchmarks.measuring import machine
 from hyspark_nnunet import __version__
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.training.continuing import FINAL
+from hyspark_nnunet.training.probing import PROBE_BEFORE_KEY, PROBE_KEY
 
 Record = dict[str, Any]
 
@@ -33,11 +34,12 @@ def keep_pretraining(work: Work, settings: Settings, threads: int, pretraining: 
         folder: of its fold.
     """
     history, steps = _history(folder), pretraining.epochs(settings) * settings.pretrain_iterations
-    keys = {"train_loss": "train_losses", "val_loss": "val_losses", "probe": "probe_dice"}
+    keys = {"train_loss": "train_losses", "val_loss": "val_losses", "probe": PROBE_KEY}
     about = {
         "pretraining": pretraining.name,
         "epochs": pretraining.epochs(settings),
         "steps": steps,
+        "probe_before": _number(history.get(PROBE_BEFORE_KEY, [math.nan])[0]),
         "reconstruction_loss": _read(folder / "validation" / "summary.json")["mean"]["reconstruction_loss"],
         "recipe": _read(folder / "recipe.json"),
     }
@@ -61,7 +63,7 @@ def keep_run(work: Work, settings: Settings, threads: int, run: Run, folder: Pat
         "labels": run.labels,
         "seed": run.seed,
         "fold": run.fold,
-        "steps": settings.finetune_steps,
+        "steps": run.arm.epochs(settings) * settings.finetune_iterations,
         "dice": _dice_by_case(_read(scores)),
         "recipe": run.arm.variables(settings, run.seed) if run.arm.stock else _read(folder / "recipe.json"),
     }

@@ -10,7 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.few_labels.arms import ARMS
+from benchmarks.few_labels.ablations import HALF_THE_STEPS, compared_with
+from benchmarks.few_labels.arms import ARMS, REFERENCE
 from benchmarks.few_labels.comparison import (
     SMOOTHED_OVER,
     Difference,
@@ -19,11 +20,12 @@ from benchmarks.few_labels.comparison import (
     share_to_reach,
     smoothed,
 )
-from benchmarks.few_labels.results import FOLDER, Results
+from benchmarks.few_labels.results import FOLDER, Results, Row
 from benchmarks.few_labels.subsets import LABELS
 from benchmarks.few_labels.work import ROOT
 
-DOCUMENT, PLOT = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "few_labels.png"
+DOCUMENT, IMAGES = ROOT / "docs" / "results.md", ROOT / "docs" / "images"
+PLOT, PRETRAINING_PLOT = IMAGES / "few_labels.png", IMAGES / "few_labels_pretraining.png"
 MARKER = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 NOT_RUN = "*Not run yet.*\n"
 NAMES = {"pretrained": "pre-trained", "scratch": "from scratch", "stock": "stock nnU-Net"}
@@ -122,26 +124,31 @@ def goal_table(results: Results) -> str:
                 "yes" if share <= STEPS else "no",
             ]
         )
+        halved = results.seeds(labels, HALF_THE_STEPS, "scratch")
+        if halved:
+            found = _difference(results, labels, HALF_THE_STEPS, "scratch", halved)
+            goal = f"trained half as long, no worse than scratch trained in full at {labels} labels"
+            rows.append([goal, f"{found.mean:+.1f}", "yes" if found.mean >= 0 else "no"])
     return markdown(["goal", "measured", "met"], rows)
 
 
 def pretraining_table(results: Results) -> str:
     """What pre-training reached."""
-    columns = ["pretraining", "steps", "first loss", "last loss", "loss of whole cases"]
-    return markdown(columns, [[row[column] for column in columns] for row in results.rows("pretrainings")])
+    columns = ["pretraining", "steps", "first loss", "last loss", "loss of whole cases", "probe before", "last probe"]
+    return markdown(columns, [[row[column] or "-" for column in columns] for row in results.rows("pretrainings")])
 
 
 def ablation_table(results: Results) -> str:
-    """Each ablation against the benchmark's pre-trained arm, on the same seeds and cases."""
+    """Each ablation against what differs from it in one thing, on the same seeds and cases."""
     rows = []
     for name, labels in results.ablations():
         seeds = results.seeds(labels, name)
-        reference = "scratch" if name.endswith("_scratch") else "pretrained"
+        reference = compared_with(name)
         shared = results.seeds(labels, name, reference)
         difference = _interval(_difference(results, labels, name, reference, shared)) if shared else "-"
         dice = _mean_and_range(results.dice(name, labels, seeds).mean(1))
-        rows.append([name, str(labels), str(len(seeds)), dice, f"{difference} ({NAMES[reference]})"])
-    columns = ["ablation", "labelled", "seeds", "Dice, mean over seeds (range)", "less the benchmark's [95 % interval]"]
+        rows.append([name, str(labels), str(len(seeds)), dice, NAMES.get(reference, reference), difference])
+    columns = ["ablation", "labelled", "seeds", "Dice, mean over seeds (range)", "less", "difference [95 % interval]"]
     return markdown(columns, rows)
 
 
@@ -219,11 +226,46 @@ def plot(results: Results, path: Path) -> None:
     plt.close(figure)
 
 
+def plot_pretraining(rows: Sequence[Row], before: float | None, path: Path) -> None:
+    """The benchmark's pre-training: its losses, and the linear probe of the encoder.
+
+    Args:
+        rows: of pretraining.csv, of one pre-training.
+        before: the probe of the untrained encoder; None: not known.
+        path: of the picture.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+    steps = [int(row["steps"]) for row in rows]
+    for name, label in (("train_loss", "training"), ("val_loss", "the same patches and masks")):
+        left.plot(steps, [float(row[name]) for row in rows], label=label)
+    left.set_ylabel("reconstruction loss")
+    left.legend(fontsize=8)
+    probed = [row for row in rows if row["probe"]]
+    right.plot([int(row["steps"]) for row in probed], [float(row["probe"]) for row in probed], marker=".")
+    if before is not None:
+        right.axhline(before, color="0.5", linestyle="--", linewidth=1, label="before the first step")
+        right.legend(fontsize=8)
+    right.set_ylabel("Dice of the linear probe")
+    for axis in (left, right):
+        axis.set_xlabel("steps of pre-training")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def write_report() -> None:
-    """Writes the tables, and the plot where there are results."""
+    """Writes the tables, and the plots where there are results."""
     results = Results(FOLDER)
     DOCUMENT.write_text(with_results(DOCUMENT.read_text(encoding="utf-8"), results), encoding="utf-8")
     print(f"{DOCUMENT.relative_to(ROOT)} is written")
     if results.rows("runs"):
         plot(results, PLOT)
         print(f"{PLOT.relative_to(ROOT)} is written")
+    rows = [row for row in results.rows("pretraining") if row["pretraining"] == REFERENCE.name]
+    if rows:
+        start = next(row for row in results.rows("pretrainings") if row["pretraining"] == REFERENCE.name)[
+            "probe before"
+        ]
+        plot_pretraining(rows, float(start) if start else None, PRETRAINING_PLOT)
+        print(f"{PRETRAINING_PLOT.relative_to(ROOT)} is written")

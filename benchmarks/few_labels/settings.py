@@ -40,10 +40,6 @@ class Settings:
         0, "processes that draw and augment; with 0, the training's own, a seed repeats a run"
     )
 
-    @property
-    def finetune_steps(self) -> int:
-        return self.finetune_epochs * self.finetune_iterations
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """An option per setting; one that is not given stays as the work folder has it."""
