@@ -531,9 +531,9 @@ class TestReport:
         assert (results.folder / "runs.csv").read_text() == before
 
     def test_tables(self, results: Results) -> None:
-        assert "| pre-trained | 63.5 (63.0 to 64.0) | 63.5 (63.0 to 64.0) | 59.5 (59.0 to 60.0) |" in TABLES["dice"](
-            results
-        )
+        assert "| pre-trained | 63.5 (63.0 to 64.0), 2 | 63.5 (63.0 to 64.0), 2 | 59.5 (59.0 to 60.0), 2 |" in TABLES[
+            "dice"
+        ](results)
         assert "| 5 | from scratch | 2 | +3.0 [+3.0, +3.0] |" in TABLES["differences"](results)
         assert "| 20 | from scratch | 2 | -1.0 [-1.0, -1.0] |" in TABLES["differences"](results)
         steps = TABLES["steps"](results).splitlines()[2:]
@@ -541,9 +541,10 @@ class TestReport:
         assert steps[0] == "| 5 | 44%, 44% | +0.0 | yes |"
         assert re.fullmatch(r"\| 10 \| 38%, 38% \| \+6\.\d \| no \|", steps[1])
         assert steps[2] == "| 20 | never, never | +0.0 | yes |"
+        assert "| 10 | 1 | 64.0 | 61.0 | 51.0 |" in TABLES["seeds"](results)
         goal = TABLES["goal"](results)
         assert "| +2.0 points or more at 5 labels | +3.0 | yes |" in goal
-        assert "| +2.0 points or more at 10 labels | +3.0 | yes, but scratch is not at its plateau |" in goal
+        assert "| +2.0 points or more at 10 labels | +3.0 | not decided: scratch is not at its plateau |" in goal
         assert "50% of the steps at 5 labels (median of seeds) | 44% | yes |" in goal
         assert "no loss at 20 labels | -1.0 | no |" in goal
         assert "50% of the steps at 20 labels (median of seeds) | never | no |" in goal

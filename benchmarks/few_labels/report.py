@@ -62,10 +62,24 @@ def dice_table(results: Results) -> str:
         for labels in LABELS:
             seeds = results.seeds(labels, arm)
             means = results.dice(arm, labels, seeds).mean(1) if seeds else np.array([])
-            cells.append(_mean_and_range(means))
+            cells.append(f"{_mean_and_range(means)}, {len(seeds)}" if seeds else "")
         if any(cells):
             rows.append([NAMES[arm], *(cell or "-" for cell in cells)])
-    return markdown(["Dice, mean over seeds (range)", *(f"{labels} labelled" for labels in LABELS)], rows)
+    return markdown(["Dice, mean (range), seeds", *(f"{labels} labelled" for labels in LABELS)], rows)
+
+
+def seed_table(results: Results) -> str:
+    """Every training of the arms, by seed: what the means are made of."""
+    rows = []
+    for labels in LABELS:
+        found = {arm: results.seeds(labels, arm) for arm in ARMS}
+        for seed in sorted(set().union(*found.values())):
+            cells = [
+                f"{results.dice(arm, labels, [seed]).mean():.1f}" if seed in seeds else "-"
+                for arm, seeds in found.items()
+            ]
+            rows.append([str(labels), str(seed), *cells])
+    return markdown(["labelled", "seed", *(NAMES[arm] for arm in ARMS)], rows)
 
 
 def difference_table(results: Results) -> str:
@@ -77,7 +91,7 @@ def difference_table(results: Results) -> str:
             if seeds:
                 found = _difference(results, labels, "pretrained", other, seeds)
                 rows.append([str(labels), NAMES[other], str(len(seeds)), _interval(found)])
-    return markdown(["labelled", "pre-trained less", "seeds", "difference [95 % interval]"], rows)
+    return markdown(["labelled", "pre-trained minus", "seeds", "difference [95 % interval]"], rows)
 
 
 def steps_table(results: Results) -> str:
@@ -110,7 +124,7 @@ def goal_table(results: Results) -> str:
         if labels in GAIN_AT:
             rests = _scratch_rise(results, labels, seeds) < PLATEAU
             met = found.mean >= GAIN
-            verdict = ("yes" if met else "no") + ("" if rests else ", but scratch is not at its plateau")
+            verdict = "no" if not met else "yes" if rests else "not decided: scratch is not at its plateau"
             rows.append([f"{GAIN:+.1f} points or more at {labels} labels", f"{found.mean:+.1f}", verdict])
         if labels == NO_LOSS_AT:
             verdict = "yes" if found.mean >= 0 else "no, but within the interval" if found.high >= 0 else "no"
@@ -148,7 +162,7 @@ def ablation_table(results: Results) -> str:
         difference = _interval(_difference(results, labels, name, reference, shared)) if shared else "-"
         dice = _mean_and_range(results.dice(name, labels, seeds).mean(1))
         rows.append([name, str(labels), str(len(seeds)), dice, NAMES.get(reference, reference), difference])
-    columns = ["ablation", "labelled", "seeds", "Dice, mean over seeds (range)", "less", "difference [95 % interval]"]
+    columns = ["ablation", "labelled", "seeds", "Dice, mean over seeds (range)", "minus", "difference [95 % interval]"]
     return markdown(columns, rows)
 
 
@@ -166,6 +180,7 @@ def made_with(results: Results) -> str:
 TABLES: Mapping[str, Callable[[Results], str]] = {
     "goal": goal_table,
     "dice": dice_table,
+    "seeds": seed_table,
     "differences": difference_table,
     "steps": steps_table,
     "pretraining": pretraining_table,

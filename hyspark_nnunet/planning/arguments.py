@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 PRESETS = ("S", "B", "L")
+PREPROCESSOR = "DefaultPreprocessor"
 
 
 def add_planning(commands: Any) -> list[argparse.ArgumentParser]:
@@ -22,7 +23,7 @@ def add_planning(commands: Any) -> list[argparse.ArgumentParser]:
     shared.add_argument(
         "-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="target spacing of 3d_fullres"
     )
-    shared.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="a preprocessor of nnU-Net")
+    shared.add_argument("-preprocessor_name", default=PREPROCESSOR, help="a preprocessor of nnU-Net")
     shared.add_argument("-fpe", default="DatasetFingerprintExtractor", help="a fingerprint extractor of nnU-Net")
     shared.add_argument("-npfp", type=int, default=8, metavar="N", help="processes for the fingerprint")
     shared.add_argument("--verify_dataset_integrity", action="store_true", help="check the data set first")

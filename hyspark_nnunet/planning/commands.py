@@ -13,6 +13,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     preprocess,
 )
 
+from hyspark_nnunet.planning.arguments import PREPROCESSOR
 from hyspark_nnunet.planning.like import plan_like, source_plans_of
 from hyspark_nnunet.planning.planner import HySparKPlanner
 
@@ -25,8 +26,16 @@ def plan(arguments: argparse.Namespace) -> str:
 
     Returns:
         the name of the plans.
+
+    Raises:
+        ValueError: options that contradict each other.
     """
     a = arguments
+    if a.like is not None and (a.overwrite_target_spacing is not None or a.preprocessor_name != PREPROCESSOR):
+        raise ValueError(
+            f"--like takes spacing and preprocessor from data set {a.like}: leave out -overwrite_target_spacing and "
+            "-preprocessor_name, or plan that data set with them"
+        )
     extract_fingerprints(
         a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
     )

@@ -196,7 +196,8 @@ class PretrainRecipe(Recipe):
         AT_LEAST_ONE,
         unit="mask units per axis",
         source=RELEASE,
-        meaning="units that are hidden together: a coarser mask; of one block of a patch a part may stay visible",
+        meaning="units that are hidden together: a coarser mask; the number of visible units stays exact, so one block "
+        "of a patch may be visible in part",
     )
     standardise_targets: bool = documented(
         True,
@@ -215,7 +216,7 @@ class PretrainRecipe(Recipe):
         "input: of what the network sees, it rebuilds the clean image; both: of what it rebuilds, too",
     )
     num_pictures: int = documented(
-        4, NOT_NEGATIVE, unit="cases", source=OURS, meaning="held-out cases whose reconstruction is pictured"
+        4, NOT_NEGATIVE, unit="cases", source=OURS, meaning="validation cases whose reconstruction is pictured"
     )
     picture_every: int = documented(50, AT_LEAST_ONE, unit="epochs", source=OURS, meaning="epochs between two pictures")
     probe_every: int = documented(

@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.cli import main
 from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.planning import arguments
 from hyspark_nnunet.planning.like import plan_like, source_plans_of
@@ -140,6 +141,13 @@ def test_like_another_data_set(folders: Path) -> None:
     assert mine["hyspark"]["pretrain"]["batch_size"] >= like["hyspark"]["pretrain"]["batch_size"]
     with pytest.raises(ValueError, match="names Dataset034_Big itself"):
         plan_like(HySparKPlanner(34, preset="S"), source)
+
+
+@pytest.mark.parametrize("more", [("-overwrite_target_spacing", "1", "1", "1"), ("-preprocessor_name", "Mine")])
+def test_like_refuses_what_it_would_not_heed(more: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "-d", "60", "--like", "6", *more]) == 1
+    said = capsys.readouterr().err
+    assert "spacing and preprocessor from data set 6: leave out" in said and more[0] in said
 
 
 def test_a_plan_that_names_our_architecture_has_its_preset(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
