@@ -135,7 +135,7 @@ def reconstruction_pictures(
     column, caption = 2.6, 0.45  # inches
     header = 0.45 + (0.35 if title else 0)
     width, height = 0.75 + 4 * column + 0.75, header + column * sum(heights) + 0.08 * len(rows) + caption
-    figure = _figure(width, height, BACKGROUND)
+    figure = new_figure(width, height, BACKGROUND)
     grid = figure.add_gridspec(
         len(rows),
         5,
@@ -158,7 +158,7 @@ def reconstruction_pictures(
         origin = "lower" if plane.startswith(("coronal", "sagittal")) else "upper"
         for place, picture in enumerate(shown):
             axes = figure.add_subplot(grid[index, place])
-            _draw(axes, picture, panels.aspect, origin, colours if place == 3 else None)
+            draw(axes, picture, panels.aspect, origin, colours if place == 3 else None)
             if place == 0:
                 axes.set_ylabel(f"{name}\n{plane}".strip(), color="white", fontsize=9)
             if index == 0:
@@ -169,7 +169,7 @@ def reconstruction_pictures(
     if title:
         figure.text(0.5, 1 - 0.28 / height, title, color="white", fontsize=13, ha="center", va="center")
     figure.text(0.5, 0.2 / height, CAPTION, color="#b9bec9", fontsize=8, ha="center", va="center")
-    _save(figure, path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def progress_picture(
@@ -194,7 +194,7 @@ def progress_picture(
         return [np.array(values[:length], dtype=np.float64) for values in found]
 
     n_panels = 3 if probe is None else 4
-    figure = _figure(13 / 3 * n_panels, 3.9)
+    figure = new_figure(13 / 3 * n_panels, 3.9)
     losses, rates, durations, *more = figure.subplots(1, n_panels)
     train, validation = lists("train_losses", "val_losses")
     _curve(losses, train, "training", "#8c96a8")
@@ -227,7 +227,7 @@ def progress_picture(
         axes.grid(color="#e4e6ea", linewidth=0.8)
         axes.set_axisbelow(True)
     figure.tight_layout()
-    _save(figure, path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _panels(
@@ -263,12 +263,12 @@ def _panels(
     for axis, plane in enumerate(planes):
         index = _informative_slice(kept, axis, unit[axis])
         flat, covered, predicted = (np.take(array, index, axis) for array in (volume, hidden, rebuilt_volume))
-        grey = _grey(flat, low, high)
+        grey = grey_values(flat, low, high)
         masked = np.repeat(grey[..., None], 3, axis=-1)
         masked[covered] = HIDDEN_COLOUR
         error = np.where(covered, np.abs(predicted - flat), np.nan).astype(np.float32)
         first, second = (float(s) for place, s in enumerate(spacing) if place != axis)
-        rows[plane] = Panels(grey, masked, _grey(predicted, low, high), error, first / second, index)
+        rows[plane] = Panels(grey, masked, grey_values(predicted, low, high), error, first / second, index)
     return rows
 
 
@@ -283,7 +283,7 @@ def _informative_slice(visible: BoolArray, axis: int, width: int) -> int:
     return int(slices[np.abs(slices - middle).argmin()])
 
 
-def _grey(plane: FloatArray, low: float, high: float) -> npt.NDArray[np.uint8]:
+def grey_values(plane: FloatArray, low: float, high: float) -> npt.NDArray[np.uint8]:
     scaled = (np.nan_to_num(plane) - low) / max(high - low, 1e-8)
     return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
 
@@ -296,13 +296,13 @@ def _unit_range(colour: tuple[int, int, int]) -> tuple[float, float, float]:
     return colour[0] / 255, colour[1] / 255, colour[2] / 255
 
 
-def _figure(width: float, height: float, background: tuple[int, int, int] = (255, 255, 255)) -> Figure:
+def new_figure(width: float, height: float, background: tuple[int, int, int] = (255, 255, 255)) -> Figure:
     figure = Figure(figsize=(width, height), facecolor=_unit_range(background))
     FigureCanvasAgg(figure)
     return figure
 
 
-def _draw(axes: Axes, picture: np.ndarray, aspect: float, origin: Any, colours: ScalarMappable | None) -> None:
+def draw(axes: Axes, picture: np.ndarray, aspect: float, origin: Any, colours: ScalarMappable | None) -> None:
     """One panel, voxels as they are: no interpolation between them."""
     if colours is not None:
         picture = colours.to_rgba(np.ma.masked_invalid(picture))
@@ -317,7 +317,7 @@ def _curve(axes: Axes, values: npt.NDArray[np.floating], label: str, colour: str
     axes.plot(np.arange(1, len(values) + 1), values, color=colour, marker=marker, markersize=3.5, label=label)
 
 
-def _save(figure: Figure, path: Path | str, dpi: int) -> None:
+def save_figure(figure: Figure, path: Path | str, dpi: int) -> None:
     """Writes a file beside it first: whoever looks while training runs sees a whole picture."""
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=dpi)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from hyspark_nnunet.visualisation import BACKGROUND, PLANES, _draw, _figure, _grey, _save
+from hyspark_nnunet.visualisation import BACKGROUND, PLANES, draw, grey_values, new_figure, save_figure
 
 OUTLINE = "#ffb000"
 
@@ -24,7 +24,7 @@ def foreground_picture(cases: Sequence[tuple[str, str, str]], path: Path) -> Non
     if not cases:
         raise ValueError("no cases to draw")
     column, top = 3.4, 0.35  # inches
-    figure = _figure(0.5 + 3 * column, top + len(cases) * column, BACKGROUND)
+    figure = new_figure(0.5 + 3 * column, top + len(cases) * column, BACKGROUND)
     grid = figure.add_gridspec(
         len(cases),
         3,
@@ -45,7 +45,7 @@ def foreground_picture(cases: Sequence[tuple[str, str, str]], path: Path) -> Non
             first, second = (step for i, step in enumerate(spacing) if i != axis)
             axes = figure.add_subplot(grid[row, axis])
             flat, outline = np.take(volume, place, axis), np.take(body, place, axis)
-            _draw(axes, _grey(flat, low, high), first / second, "upper" if axis == 0 else "lower", None)
+            draw(axes, grey_values(flat, low, high), first / second, "upper" if axis == 0 else "lower", None)
             if outline.any() and not outline.all():
                 axes.contour(outline, levels=[0.5], colors=[OUTLINE], linewidths=1.1)
             if row == 0:
@@ -53,7 +53,7 @@ def foreground_picture(cases: Sequence[tuple[str, str, str]], path: Path) -> Non
             if axis == 0:
                 share = f"{100 * body.mean():.0f} % of the voxels"
                 axes.set_ylabel(f"{name[-42:]}\n{share}", color="white", fontsize=8)
-    _save(figure, path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def _upright(image: sitk.Image) -> sitk.Image:

@@ -1,13 +1,17 @@
 """Labels and dataset.json for a folder that has nnU-Net's imagesTr already; the scans are not touched."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 from hyspark_nnunet.datasets.building import new_building_folder
-from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, made_here, read_dataset
+from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, RawDataset, made_here, read_dataset
+
+# folders of label files that ``add_to_layout`` makes
+LABELS_FOLDER = re.compile(r"labelsTr(_body\d+)?")
 
 
 def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], None]) -> None:
@@ -19,7 +23,7 @@ def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], Non
         make: builds into a folder, with the label files in the folder of that name in it.
 
     Raises:
-        ValueError: the folder is a data set already.
+        ValueError: the folder is a data set already, or its label files lie elsewhere.
     """
     description = target / DATASET_JSON
     earlier: set[str] = set()
@@ -33,7 +37,7 @@ def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], Non
                 )
             shutil.copyfile(description, description.with_name(f"{DATASET_JSON}.before_prepare"))
         else:
-            earlier = {str(files.label).split("/")[0] for files in read_dataset(target).cases.values()}
+            earlier = _label_folders(read_dataset(target))
     labels_folder = _free_name(target)
     building = new_building_folder(target, ".building")
     try:
@@ -44,6 +48,22 @@ def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], Non
             shutil.rmtree(target / name, ignore_errors=True)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _label_folders(dataset: RawDataset) -> set[str]:
+    """The folders of a data set's label files, which are replaced.
+
+    Raises:
+        ValueError: one lies outside of the data set, as those of a pool do: somebody else needs it.
+    """
+    labels = [Path(files.label) for files in dataset.cases.values() if files.label]
+    for label in labels:
+        if len(label.parts) != 2 or not LABELS_FOLDER.fullmatch(label.parts[0]):
+            raise ValueError(
+                f"the label files of {dataset.folder} are not its own ({label}), as in a data set by hyspark_nnunet "
+                "dataset pool: make one of its imagesTr in another folder, or pool anew with --overwrite"
+            )
+    return {label.parts[0] for label in labels}
 
 
 def _free_name(target: Path) -> str:

@@ -88,7 +88,7 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
     everything = [scan for found in scans.values() for scan in found]
     _refuse_unfit(everything, options, target, in_place)
     left_out = _incomplete(grouped, options.skip_bad)
-    channel_names = names or (_recognised_channel(grouped.cases, options.processes),)
+    channel_names = names or (_recognised_channel(grouped.cases),)
 
     def make(building: Path, labels_folder: str) -> None:
         jobs = [
@@ -189,7 +189,7 @@ def _incomplete(grouped: Grouped, skip: bool) -> dict[str, str]:
     return dict(grouped.incomplete)
 
 
-def _recognised_channel(cases: Sequence[Case], processes: int) -> str:
+def _recognised_channel(cases: Sequence[Case]) -> str:
     """CT, if some scans spread over the set all look like it.
 
     Raises:

@@ -105,16 +105,23 @@ def unique_names(keys: Sequence[tuple[str, str]]) -> list[str]:
 
     Args:
         keys: path without ending, and ending.
+
+    Raises:
+        ValueError: two keys are the same.
     """
     twins = Counter(_plain_name(path)[0].lower() for path, _ in keys)
+    paths = Counter(path for path, _ in keys)
     names = []
     for path, ending in keys:
         name, altered = _plain_name(path)
-        if altered:
-            name += f"-{_digest(path)}"
-        if twins[_plain_name(path)[0].lower()] > 1 and not altered:
+        if paths[path] > 1 or (twins[name.lower()] > 1 and not altered):
             name += f"-{_digest(path + ending)}"
+        elif altered:
+            name += f"-{_digest(path)}"
         names.append(name)
+    same = [key for key, count in Counter(keys).items() if count > 1]
+    if same:
+        raise ValueError(f"two scans would be one case, {same[0][0]}{same[0][1]}: --exclude one")
     return names
 
 

@@ -162,6 +162,21 @@ def test_an_existing_layout_is_taken_as_it_is(raw: Path) -> None:
         prepare(options(folder, dataset_id=None, name=None, files="copied", overwrite=True), raw)
 
 
+@pytest.mark.parametrize("label", ["../Dataset061_Other/labelsTr/s0.nii.gz", "{absolute}/s0.nii.gz", "masks/s0.nii.gz"])
+def test_label_files_that_lie_elsewhere_stay(raw: Path, label: str) -> None:
+    """A pool lists the label files of its data sets: to remove their folder would remove nnUNet_raw."""
+    folder = raw / TARGET
+    image = write(ct(), folder / "imagesTr/s0_0000.nii.gz")
+    other = write(ct(), raw / "Dataset061_Other/labelsTr/s0.nii.gz")
+    prepare(options(folder, dataset_id=None, name=None), raw)
+    described = content(folder)
+    described["dataset"]["s0"]["label"] = label.format(absolute=other.parent)
+    (folder / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"the label files of .* are not its own \(.*s0.nii.gz\)"):
+        prepare(options(folder, dataset_id=None, name=None, overwrite=True), raw)
+    assert content(folder) == described and image.exists() and other.exists()
+
+
 def test_labels_of_others_are_never_replaced(raw: Path) -> None:
     folder = raw / TARGET
     write(ct(), folder / "imagesTr/a_0000.nii.gz")

@@ -57,6 +57,14 @@ def test_names_are_unique_and_do_not_depend_on_the_neighbours() -> None:
     assert alone == [names[3], names[8], names[5], names[0], "q"]
     twins = unique_names([("a", ".nii.gz"), ("a", ".nrrd")])
     assert twins[0] != twins[1] and all(name.startswith("a-") for name in twins)
+    altered = unique_names([("p 1/ct", ".nii.gz"), ("p 1/ct", ".nii")])
+    assert altered[0] != altered[1] and all(name.startswith("p-1__ct-") for name in altered)
+
+
+def test_two_scans_of_one_name_are_refused() -> None:
+    """Without a suffix, and with that of the first channel."""
+    with pytest.raises(ValueError, match=r"two scans would be one case, a\.nii\.gz: --exclude one"):
+        cases_by_suffix([scan("a"), scan("a_0000")], None)
 
 
 def test_suffixes_are_channels() -> None:
