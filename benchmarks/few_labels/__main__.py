@@ -55,11 +55,14 @@ class Benchmark:
         self._do([partial(pretrain, commands, self.settings, pretraining)], commands)
 
     def finetune(self, arms: Iterable[Arm]) -> None:
+        """The arms' trainings, after the pre-trainings that they start from."""
         runs = balanced(arms, self.arguments.labels, self.arguments.seeds)
         if self.arguments.but_collected:
             check_settings(self.work, FOLDER)
             collected = Results(FOLDER)
             runs = [run for run in runs if run.seed not in collected.seeds(run.labels, run.arm.name)]
+        for pretraining in {p.name: p for run in runs if (p := run.arm.pretraining) is not None}.values():
+            self.pretrain(pretraining)
         self._do([partial(finetune, self.commands, self.settings, run) for run in runs])
 
     def _do(self, tasks: Sequence[Callable[[], None]], commands: Commands | None = None) -> None:
@@ -80,25 +83,20 @@ def run_pretrain(benchmark: Benchmark) -> None:
 
 def run_finetune(benchmark: Benchmark) -> None:
     """An arm's trainings with labels, after what it needs."""
-    arm = ARMS[benchmark.arguments.arm]
     benchmark.prepare()
-    if arm.pretraining is not None:
-        benchmark.pretrain(arm.pretraining)
-    benchmark.finetune([arm])
+    benchmark.finetune([ARMS[benchmark.arguments.arm]])
 
 
 def run_ablation(benchmark: Benchmark) -> None:
     """An ablation's pre-training, where it has one of its own, and its trainings with labels."""
     name = benchmark.arguments.name
     benchmark.prepare()
-    benchmark.pretrain(ABLATIONS[name].pretraining(name))
     benchmark.finetune(ABLATIONS[name].arms(name))
 
 
 def run_all(benchmark: Benchmark) -> None:
     """Everything but the ablations."""
     benchmark.prepare()
-    benchmark.pretrain()
     benchmark.finetune(ARMS.values())
 
 

@@ -24,7 +24,7 @@ def collect(work: Work, to: Path) -> None:
 
     Raises:
         FileNotFoundError: no run is finished.
-        ValueError: the folder holds results of other settings.
+        ValueError: the folder holds results of other settings, or of another pre-training with the same recipe.
     """
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(work.record("x").parent.glob("*.json"))]
     if not records:
@@ -50,15 +50,20 @@ def collect(work: Work, to: Path) -> None:
                 "last probe": _or_empty(record["curve"][-1]["probe"]),
                 "seconds": record["seconds"],
                 **{key: record[key] for key in MADE_WITH},
+                "weights": record["weights"],
             }
             for record in pretrainings
         ],
     }
     earlier = Results(to)
-    for name, found in rows.items():
-        merged = sorted([*_of_other_runs(earlier.rows(name), found), *found], key=_order)
-        if merged:
-            write_csv(to / f"{name}.csv", merged)
+    merged = {
+        name: sorted([*_of_other_runs(earlier.rows(name), found), *found], key=_order) for name, found in rows.items()
+    }
+    for name in ("runs", "ablations"):
+        _check_one_pretraining(merged[name])
+    for name, both in merged.items():
+        if both:
+            write_csv(to / f"{name}.csv", both)
     for record in [*pretrainings, *runs]:
         _write_lines(to / "logs" / f"{_name(record)}.txt", record["log"])
     for name, recipe in {_recipe_name(record): record["recipe"] for record in [*pretrainings, *runs]}.items():
@@ -82,6 +87,25 @@ def check_settings(work: Work, results: Path) -> None:
             f"{results} holds results of other settings than {work.root} (compare their {there.name}): results are "
             "compared with each other. Take the same settings, another folder (collect --to), or remove that one first"
         )
+
+
+def _check_one_pretraining(runs: Sequence[Mapping[str, Any]]) -> None:
+    """All seeds of an arm start from the same weights: each machine pre-trains anew, and gets others.
+
+    Raises:
+        ValueError: they do not.
+    """
+    starts: dict[str, set[str]] = {}
+    for run in runs:
+        if run["starts from"]:  # not known of the first results
+            starts.setdefault(run["arm"], set()).add(run["starts from"])
+    for arm, found in starts.items():
+        if len(found) > 1:
+            raise ValueError(
+                f"runs of {arm} start from different weights ({', '.join(sorted(found))}): take the pre-training of "
+                "those that are there already (its folder of nnUNet_results, and its file in runs/), or collect into "
+                "another folder (--to)"
+            )
 
 
 def _of_other_runs(rows: Sequence[Row], found: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -122,6 +146,7 @@ def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
         "steps": run["steps"],
         "seconds": run["seconds"],
         **{key: run[key] for key in MADE_WITH},
+        "starts from": run["starts_from"],
     }
 
 

@@ -1,6 +1,7 @@
 """Runs the commands of the benchmark: a log for each run, several side by side, ended in order."""
 
 import fcntl
+import os
 import shlex
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -78,6 +79,9 @@ class Commands:
                 )
                 self._running.add(process)
             status = process.wait()
+            # loader processes of a training that a signal ended at once: they would hold the lock on its run
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             with self._guard:
                 self._running.discard(process)
                 if self._stopped:

@@ -1,5 +1,6 @@
 """What is kept of a finished run: all that tables, plots and the repository need, and no path of the machine."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -39,6 +40,7 @@ def keep_pretraining(work: Work, settings: Settings, threads: int, pretraining: 
         "pretraining": pretraining.name,
         "epochs": pretraining.epochs(settings),
         "steps": steps,
+        "weights": fingerprint_of(folder / FINAL),
         "probe_before": _number(history.get(PROBE_BEFORE_KEY, [math.nan])[0]),
         "reconstruction_loss": _read(folder / "validation" / "summary.json")["mean"]["reconstruction_loss"],
         "recipe": _read(folder / "recipe.json"),
@@ -46,7 +48,9 @@ def keep_pretraining(work: Work, settings: Settings, threads: int, pretraining: 
     return _keep(work, pretraining.run, about | _of_any(work, settings, threads, pretraining.run, history, keys))
 
 
-def keep_run(work: Work, settings: Settings, threads: int, run: Run, folder: Path, scores: Path) -> Record:
+def keep_run(
+    work: Work, settings: Settings, threads: int, run: Run, folder: Path, scores: Path, weights: Path | None
+) -> Record:
     """Writes and returns the record of a training with labels.
 
     Args:
@@ -56,6 +60,7 @@ def keep_run(work: Work, settings: Settings, threads: int, run: Run, folder: Pat
         run: which.
         folder: of its fold.
         scores: what nnUNetv2_evaluate_folder has written.
+        weights: checkpoint of the pre-training that it started from; None: it started from random weights.
     """
     keys = {"train_loss": "train_losses", "val_dice": "mean_fg_dice"}
     about = {
@@ -65,9 +70,15 @@ def keep_run(work: Work, settings: Settings, threads: int, run: Run, folder: Pat
         "fold": run.fold,
         "steps": run.arm.epochs(settings) * settings.finetune_iterations,
         "dice": _dice_by_case(_read(scores)),
+        "starts_from": "" if weights is None else fingerprint_of(weights),
         "recipe": run.arm.variables(settings, run.seed) if run.arm.stock else _read(folder / "recipe.json"),
     }
     return _keep(work, run.name, about | _of_any(work, settings, threads, run.name, _history(folder), keys))
+
+
+def fingerprint_of(file: Path) -> str:
+    """A number for the content of a checkpoint: runs from one pre-training have the same."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def mean_dice(by_case: Mapping[str, Mapping[str, float]]) -> float:

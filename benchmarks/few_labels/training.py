@@ -68,6 +68,7 @@ def finetune(commands: Commands, settings: Settings, run: Run) -> None:
             return
         folder = fold_folder(work, settings, run)
         more: tuple[str, ...] = ()
+        weights: Path | None = None
         if arm.pretraining is not None:
             weights = pretraining_folder(work, settings, arm.pretraining) / FINAL
             if not work.record(arm.pretraining.run).is_file():
@@ -84,7 +85,7 @@ def finetune(commands: Commands, settings: Settings, run: Run) -> None:
         folders = (str(work.validation_labels), str(folder / "validation"))
         command = ("nnUNetv2_evaluate_folder", *folders, *files, "-o", str(scores), "-np", "1")
         commands.run(name, command, {}, arm.name, lock)
-        record = keep_run(work, settings, commands.threads, run, folder, scores)
+        record = keep_run(work, settings, commands.threads, run, folder, scores, weights)
         say(f"{name}: Dice {100 * mean_dice(record['dice']):.1f}")
 
 

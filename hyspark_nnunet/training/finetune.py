@@ -14,14 +14,14 @@ from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
 from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.training.loader_processes import augmenter
-from hyspark_nnunet.training.optimization import parameter_groups, skip_frozen
+from hyspark_nnunet.training.optimization import drop_frozen, parameter_groups, skip_frozen
 from hyspark_nnunet.training.ranks import world_size
 from hyspark_nnunet.training.recipe import FinetuneRecipe
 from hyspark_nnunet.training.recipe_fields import variable_name
 from hyspark_nnunet.training.recipe_sources import resolve_recipe
 from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
 from hyspark_nnunet.training.trainer import HySparKTrainer
-from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, UnreadableCase, fault_of
+from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, UnreadableCase, check_first_stage, fault_of
 
 # of nnUNetTrainer.train_step
 GRADIENT_CLIP = 12.0
@@ -102,7 +102,7 @@ class HySparKFinetuneTrainer(HySparKTrainer):
         notes = []
         if alone:
             notes.append(f"frozen for {alone} epochs while the decoder warms up")
-        if hold > alone or (hold and not alone):
+        if hold > alone:
             notes.append(f"frozen for {hold} epochs" if factor == 0 else f"{factor:g} of the rate for {hold} epochs")
         return {"encoder": ", ".join(notes)}
 
@@ -169,7 +169,11 @@ class HySparKFinetuneTrainer(HySparKTrainer):
     # -------------------------------------------------------------------------------------------------- data
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's, which draw again where a case cannot be read. Mirrors nnUNetTrainer.get_dataloaders."""
+        """nnU-Net's, which draw again where a case cannot be read. Mirrors nnUNetTrainer.get_dataloaders.
+
+        Raises:
+            FileNotFoundError: a cascade's first stage has not segmented every case.
+        """
         patch_size, labels = self.configuration_manager.patch_size, self.label_manager
         scales = self._get_deep_supervision_scales()
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
@@ -191,6 +195,9 @@ class HySparKFinetuneTrainer(HySparKTrainer):
             **targets,
         )
         processes, on_cuda = get_allowed_n_proc_DA(), self.device.type == "cuda"
+        datasets = self.get_tr_and_val_datasets()
+        for dataset in datasets:
+            check_first_stage(dataset)
         loaders = [
             RedrawingLoader(
                 dataset,
@@ -203,7 +210,7 @@ class HySparKFinetuneTrainer(HySparKTrainer):
                 transforms=transforms,
             )
             for dataset, size, transforms in zip(
-                self.get_tr_and_val_datasets(),
+                datasets,
                 (initial_patch_size, patch_size),
                 (augmentation, self.get_validation_transforms(scales, **targets)),
                 strict=True,
@@ -219,6 +226,9 @@ class HySparKFinetuneTrainer(HySparKTrainer):
 
     def gradient_clip(self) -> float:
         return GRADIENT_CLIP
+
+    def drop_gradients(self) -> None:
+        drop_frozen(self.optimizer)
 
     def batch_loss(self, batch: dict) -> Tensor:
         image = batch["data"].to(self.device, non_blocking=True)

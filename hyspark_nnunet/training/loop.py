@@ -1,5 +1,6 @@
 """nnU-Net's training loop, which can be ended after any step and taken up there."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,9 @@ class TrainingLoop(nnUNetTrainer):
     def gradient_clip(self) -> float:
         """Gradients of a larger L2 norm are scaled down to it."""
         raise NotImplementedError
+
+    def drop_gradients(self) -> None:
+        """Takes away gradients that no weight is to be changed by."""
 
     def advance_schedule(self) -> None:
         """Sets the learning rate of this step."""
@@ -169,7 +173,13 @@ class TrainingLoop(nnUNetTrainer):
         self.advance_schedule()
         self._iteration_in_epoch += 1
         losses, taken = take_step(
-            self.network, self.optimizer, self.grad_scaler, self.batch_loss, batches, self.gradient_clip()
+            self.network,
+            self.optimizer,
+            self.grad_scaler,
+            self.batch_loss,
+            batches,
+            self.gradient_clip(),
+            self.drop_gradients,
         )
         if taken:
             self._nonfinite_in_row = 0
@@ -266,7 +276,7 @@ class TrainingLoop(nnUNetTrainer):
             self.print_to_log_file(
                 f"Ended on {self.stop.signal or 'the signal of another process'} in epoch {self.current_epoch} after "
                 f"{self._iteration_in_epoch} of {self.num_iterations_per_epoch} steps. To continue: "
-                f"{command_to_continue(sys.argv, from_torchrun())}"
+                f"{command_to_continue(sys.argv, from_torchrun(), os.environ)}"
             )
         sys.exit(0)
 

@@ -91,6 +91,15 @@ def describe_groups(optimizer: Optimizer, notes: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def drop_frozen(optimizer: Optimizer) -> None:
+    """``skip_frozen`` ahead of clipping, so that gradients nobody uses do not scale down those of the others.
+
+    Not where every rate is zero, as in the first step of a warm-up: a gradient scaler needs some gradients.
+    """
+    if any(group["lr"] != 0 for group in optimizer.param_groups):
+        skip_frozen(optimizer)
+
+
 def skip_frozen(optimizer: Optimizer, *_: Any) -> None:
     """A hook before an optimizer's step: groups with a rate of zero keep weights and moments as they are.
 

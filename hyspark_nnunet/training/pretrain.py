@@ -25,12 +25,16 @@ from hyspark_nnunet.training.loader_processes import augmenter
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.precision import autocast_dtype
 from hyspark_nnunet.training.probing import ProbingTrainer
+from hyspark_nnunet.training.ranks import world_size
 from hyspark_nnunet.training.recipe import PretrainRecipe
 from hyspark_nnunet.training.recipe_fields import OF_INPUT
 from hyspark_nnunet.training.recipe_sources import resolve_recipe
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
 from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, fault_of
 from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities
+
+# of the last validation, as in nnUNetTrainer: processes that drift apart run into the timeout of their next meeting
+CASES_BETWEEN_BARRIERS = 20
 
 
 class HySparKPretrainTrainer(ProbingTrainer):
@@ -250,11 +254,14 @@ class HySparKPretrainTrainer(ProbingTrainer):
         _, keys = self.do_split()
         keys = sorted(keys)
         pictured = set(keys[: self.recipe.num_pictures])
-        if self.is_ddp:
-            keys = keys[self.local_rank :: torch.distributed.get_world_size()]
+        # rounds in which every process has a case
+        rounds = len(keys) // world_size()
+        keys = keys[self.local_rank :: world_size()] if self.is_ddp else keys
         dataset = self.dataset_class(self.preprocessed_dataset_folder, keys)
         results = []
-        for key in keys:
+        for number, key in enumerate(keys, start=1):
+            if self.is_ddp and number <= rounds and number % CASES_BETWEEN_BARRIERS == 0:
+                torch.distributed.barrier()
             if (fault := fault_of(dataset, key)) is not None:
                 self.print_to_log_file(f"WARNING: {fault}. It is left out.")
                 continue

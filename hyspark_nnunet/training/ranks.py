@@ -30,8 +30,17 @@ def world_size() -> int:
 
 
 def number_on_machine() -> int:
-    """torchrun's LOCAL_RANK; without torchrun (``nnUNetv2_train -num_gpus``) all processes are on one machine."""
-    return int(os.environ["LOCAL_RANK"]) if from_torchrun() else dist.get_rank()
+    """torchrun's LOCAL_RANK; without torchrun (``nnUNetv2_train -num_gpus``) all processes are on one machine.
+
+    A shell may have torchrun's variables of something else: those of a process group are its own rank and size.
+    """
+    if not from_torchrun():
+        return dist.get_rank()
+    others = is_distributed() and (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) != (
+        dist.get_rank(),
+        dist.get_world_size(),
+    )
+    return dist.get_rank() if others else int(os.environ["LOCAL_RANK"])
 
 
 def processes_on_machine() -> int:

@@ -1,6 +1,7 @@
 """What a training leaves on the disk: checkpoints that are whole or not there, and the files beside them."""
 
 import shutil
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,21 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from hyspark_nnunet.atomic_files import remove_half_written
+from hyspark_nnunet.atomic_files import remove_half_written, replacing
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, write_atomically
 from hyspark_nnunet.checkpoints.transfer import differences
 from hyspark_nnunet.training.continuing import LATEST, PREVIOUS, keep_as_previous, newest_whole, progress_of
 from hyspark_nnunet.training.loop import TrainingLoop
 from hyspark_nnunet.training.ranks import of_first_rank
 from hyspark_nnunet.training.recipe import save_recipe
-from hyspark_nnunet.training.recipe_fields import variable_name
+from hyspark_nnunet.training.recipe_fields import text_of, variable_name
 
 # recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
 NETWORK_FIELDS = ("preset", "decoder_width")
+# with another value the same weights mean something else
+FIXED_FIELDS = (*NETWORK_FIELDS, "standardise_targets")
+# what differs in these is told elsewhere, or comes from the checkpoint
+TOLD_FIELDS = ("num_epochs", "seed")
 # of a checkpoint's description, what its weights' shapes and the strides between them follow from
 SIZES = (
     "input_channels",
@@ -51,6 +56,8 @@ class SavedTraining(TrainingLoop):
         self._started_from: str | None = None
         self._may_overwrite = False
         self._latest_is_whole = False
+        # why the optimizer could not be restored from a checkpoint that is validated alone
+        self._unfit_optimizer: ValueError | None = None
 
     @property
     def bare_network(self) -> nn.Module:
@@ -74,10 +81,13 @@ class SavedTraining(TrainingLoop):
         """What prediction and people need beside the checkpoints."""
         save_recipe(self.recipe, Path(self.output_folder) / "recipe.json")
         base = Path(self.output_folder_base)
-        save_json(self.plans_manager.plans, str(base / "plans.json"), sort_keys=False)
-        save_json(self.dataset_json, str(base / "dataset.json"), sort_keys=False)
+        # all folds share these, and may begin at the same time
+        for name, content in (("plans.json", self.plans_manager.plans), ("dataset.json", self.dataset_json)):
+            with replacing(base / name) as beside:
+                save_json(content, str(beside), sort_keys=False)
         fingerprint = Path(self.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
-        shutil.copyfile(fingerprint, base / fingerprint.name)
+        with replacing(base / fingerprint.name) as beside:
+            shutil.copyfile(fingerprint, beside)
 
     def print_to_log_file(self, *args: Any, **kwargs: Any) -> None:
         """nnU-Net's; makes the results folder anew where somebody removed it under the training."""
@@ -164,7 +174,8 @@ class SavedTraining(TrainingLoop):
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Continues from, or validates, a checkpoint of this trainer.
 
-        With --c the newest whole checkpoint of the folder is taken, whichever nnU-Net names.
+        With --c the newest whole checkpoint of the folder is taken, whichever nnU-Net names. A validation (--val) needs
+        no optimizer: one whose groups differ is an error once it is to train.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -172,25 +183,26 @@ class SavedTraining(TrainingLoop):
         """
         if not self.was_initialized:
             self.initialize()
-        checkpoint = filename_or_checkpoint
+        checkpoint, to_validate = filename_or_checkpoint, False
         if isinstance(checkpoint, str):
+            to_validate = not self._continue
             checkpoint = read_checkpoint(self._choose(Path(checkpoint)), self.device)
-        trained, here = checkpoint.get("recipe", {}), self.recipe.as_dict()
-        for name in NETWORK_FIELDS:
-            if name in here and name in trained and trained[name] != here[name]:
-                raise ValueError(
-                    f"the checkpoint was trained with {name} {trained[name]}, but the recipe says {here[name]}; "
-                    f"set {variable_name(name)}={trained[name]}"
-                )
+        self._compare_recipe(checkpoint.get("recipe", {}))
         sizes = {key: value for key, value in self.describe_network().items() if key in SIZES}
         differing = differences(checkpoint.get("hyspark", {}), sizes)
         if differing:
             raise ValueError("the checkpoint does not fit the plan as it is now:\n" + "\n".join(differing))
-        self._check_same_groups(checkpoint)
+        try:
+            self._check_same_groups(checkpoint)
+        except ValueError as error:
+            if not to_validate:
+                raise
+            self._unfit_optimizer = error
         # not by nnU-Net's load_checkpoint: it executes what a file asks for, and fails where it is given a dictionary
         self.bare_network.load_state_dict(checkpoint["network_weights"])
-        self._continue_schedule(checkpoint)
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self._unfit_optimizer is None:
+            self._continue_schedule(checkpoint)
+            self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.logger.load_checkpoint(checkpoint["logging"])
@@ -201,6 +213,38 @@ class SavedTraining(TrainingLoop):
         self.my_init_kwargs = checkpoint["init_args"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         self._started_from, self._may_overwrite = "checkpoint", True
+
+    def begin(self) -> None:
+        """From now on it trains, and what is loaded later is what was asked for (--val_best), not the newest.
+
+        Raises:
+            ValueError: the optimizer could not be restored from the checkpoint that was loaded.
+        """
+        self._continue = False
+        if self._unfit_optimizer is not None:
+            raise self._unfit_optimizer
+
+    def _compare_recipe(self, trained: Mapping[str, Any]) -> None:
+        """Names what differs from the recipe of a checkpoint: variables are easily left out in a new shell.
+
+        Raises:
+            ValueError: the weights mean something else with this recipe.
+        """
+        here = self.recipe.as_dict()
+        other = {name: trained[name] for name in here if name in trained and trained[name] != here[name]}
+        for name in FIXED_FIELDS:
+            if name in other:
+                raise ValueError(
+                    f"the checkpoint was trained with {name} {text_of(other[name])}, but the recipe says "
+                    f"{text_of(here[name])}; set {variable_name(name)}={text_of(other[name])}"
+                )
+        told = {name: text_of(value) for name, value in other.items() if name not in TOLD_FIELDS}
+        if told:
+            differing = ", ".join(f"{name} {text_of(here[name])} (there: {value})" for name, value in told.items())
+            variables = " ".join(f"{variable_name(name)}={value}" for name, value in told.items())
+            self.print_to_log_file(
+                f"WARNING: this recipe is not that of the checkpoint: {differing}. To go on as before: {variables}"
+            )
 
     def _choose(self, named: Path) -> Path:
         """The file to load where nnU-Net names this one."""

@@ -5,10 +5,12 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from types import FrameType, TracebackType
+
+from hyspark_nnunet.training.recipe_fields import PREFIX
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 # SLURM signals torchrun and its workers, and torchrun passes its own on: one request reaches a worker twice
@@ -73,12 +75,13 @@ def leave_on_signal(message: str) -> None:
             signal.signal(number, leave)
 
 
-def command_to_continue(argv: Sequence[str], torchrun: bool) -> str:
+def command_to_continue(argv: Sequence[str], torchrun: bool, environment: Mapping[str, str]) -> str:
     """The command line that goes on: the same with --c, and without -pretrained_weights, which nnU-Net refuses then.
 
     Args:
         argv: of this process.
         torchrun: it is one of torchrun's processes, whose own options it does not know.
+        environment: of this process; the recipe's variables stand in front of the command.
     """
     words = list(argv[1:])
     while "-pretrained_weights" in words:
@@ -90,4 +93,5 @@ def command_to_continue(argv: Sequence[str], torchrun: bool) -> str:
         program = (
             "torchrun (options as before) -m hyspark_nnunet.train" if torchrun else "python -m hyspark_nnunet.train"
         )
-    return f"{program} {shlex.join([*words, '--c'])}"
+    recipe = [f"{name}={shlex.quote(value)}" for name, value in sorted(environment.items()) if name.startswith(PREFIX)]
+    return " ".join([*recipe, program, shlex.join([*words, "--c"])])

@@ -23,6 +23,7 @@ def take_step(
     loss_of: Callable[[dict], Tensor],
     batches: Sequence[dict],
     clip: float,
+    drop: Callable[[], None] = lambda: None,
 ) -> tuple[list[float], bool]:
     """One step by the mean gradient of the batches, and with DDP of all processes.
 
@@ -37,6 +38,7 @@ def take_step(
         loss_of: forward and loss of a batch.
         batches: one, or several whose gradients are accumulated; each counts alike.
         clip: gradients of a larger L2 norm are scaled down to it.
+        drop: takes gradients away that no weight is changed by: they count neither in the norm nor as not finite.
 
     Returns:
         the losses of this process, and whether the step was taken.
@@ -53,6 +55,7 @@ def take_step(
     values = torch.stack(losses).float().cpu()
     taken = not any_rank(not bool(values.isfinite().all()), losses[0].device)
     if taken:
+        drop()
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(network.parameters(), clip)

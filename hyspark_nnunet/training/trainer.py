@@ -208,6 +208,7 @@ class HySparKTrainer(DistributedTraining):
         """Loads data, writes plans and recipe. Mirrors nnUNetTrainer.on_train_start; here rank 0 alone writes."""
         if not self.was_initialized:
             self.initialize()
+        self.begin()
         if self._started_from is None:
             self.print_to_log_file("No -pretrained_weights given: training from random weights.")
         self.make_split_in_turn()

@@ -1,5 +1,6 @@
 """Cases whose preprocessed files cannot be read: named, and replaced by another draw."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,9 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from hyspark_nnunet.training.loader_processes import end_with_parent
+
+# of nnU-Net's data sets, in which it keeps the segmentations of a cascade's first stage, too
+SEGMENTATION_ENDINGS = (".b2nd", ".npz", ".npy")
 
 
 class UnreadableCase(OSError):
@@ -32,6 +36,24 @@ def fault_of(dataset: nnUNetBaseDataset, case: str) -> str | None:
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         return f"case {case}: its {part} in {folder} cannot be read ({type(error).__name__}: {reason})"
     return None
+
+
+def check_first_stage(dataset: nnUNetBaseDataset) -> None:
+    """A cascade's second stage needs the first stage's segmentation of every case.
+
+    Raises:
+        FileNotFoundError: some are missing; names how many, and one.
+    """
+    folder = dataset.folder_with_segs_from_previous_stage
+    if folder is None:
+        return
+    there = {file.name for file in Path(folder).glob("*")} if Path(folder).is_dir() else set()
+    missing = [key for key in dataset.identifiers if not there & {f"{key}{ending}" for ending in SEGMENTATION_ENDINGS}]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks the first stage's segmentation of {len(missing)} of {len(dataset.identifiers)} cases, "
+            f"such as {missing[0]}: train, or with --val validate, the first stage on every fold that holds one out"
+        )
 
 
 class LastCase:
@@ -59,7 +81,7 @@ class RedrawingLoader(nnUNetDataLoader):
         self.unreadable: dict[str, str] = {}
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """A batch of nnU-Net with "unreadable": what is wrong with cases found unreadable so far, by case.
+        """A batch of nnU-Net with "unreadable": what is wrong with cases that could not be read so far, by case.
 
         Raises:
             UnreadableCase: no case is left.
@@ -80,6 +102,9 @@ class RedrawingLoader(nnUNetDataLoader):
                         f"none of the {len(self.unreadable)} cases can be read; preprocess again. First: {fault}"
                     ) from error
             else:
+                # a fault of the file system may pass
+                for case in batch["keys"]:
+                    self.unreadable.pop(str(case), None)
                 return {**batch, "unreadable": dict(self.unreadable)}
 
     def set_thread_id(self, thread_id: int) -> None:

@@ -72,4 +72,11 @@ def test_after_the_training_a_signal_leaves_the_validation() -> None:
     ],
 )
 def test_the_command_that_continues(argv: list[str], torchrun: bool, command: str) -> None:
-    assert command_to_continue(argv, torchrun) == command
+    assert command_to_continue(argv, torchrun, {"PATH": "/bin"}) == command
+
+
+def test_the_command_that_continues_has_the_recipe() -> None:
+    """In another shell the recipe would be another."""
+    environment = {"HYSPARK_SEED": "1", "HOME": "/", "HYSPARK_INPUT_CHANNEL_MAPPING": "T1=CT, T2=CT"}
+    command = command_to_continue(["nnUNetv2_train", "6"], False, environment)
+    assert command == "HYSPARK_INPUT_CHANNEL_MAPPING='T1=CT, T2=CT' HYSPARK_SEED=1 nnUNetv2_train 6 --c"

@@ -3,14 +3,17 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.architectures.from_plans import n_stages_taken
+from hyspark_nnunet.training.continuing import BEST, FINAL
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.stepping import take_step
 from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
 
 
@@ -265,9 +268,101 @@ class TestFinetuningSchedules:
         other._check_same_groups({"optimizer_state": other.optimizer.state_dict()})
 
     def test_the_rates_survive_a_continued_training(self) -> None:
-        trainer, again = self.trainer(layer_decay=0.5), self.trainer(layer_decay=0.5, encoder_hold_epochs=5)
+        trainer, again = (self.trainer(layer_decay=0.5, encoder_hold_epochs=2) for _ in range(2))
+        self.rates(trainer, 1)
         again.optimizer.load_state_dict(trainer.optimizer.state_dict())
-        assert self.rates(again, 1)["encoder"] == 0
+        for epoch in (1.5, 3):
+            trainer.lr_scheduler.step(epoch)
+            again.lr_scheduler.step(epoch)
+            rates = [group["lr"] for group in trainer.optimizer.param_groups]
+            assert [group["lr"] for group in again.optimizer.param_groups] == rates
+            assert len(set(rates)) == (2 if epoch < 2 else 8)
+
+    def test_gradients_of_a_frozen_encoder_do_not_scale_down_those_of_the_decoder(self) -> None:
+        """Nor do they count as a loss that is not finite."""
+        trainer = self.trainer(encoder_hold_epochs=4)
+        encoder, other = (
+            [p for name, p in trainer.network.named_parameters() if name.startswith("encoder.") == wanted]
+            for wanted in (True, False)
+        )
+        self.rates(trainer, 1)
+
+        def step(factor: float, scaler: Any = None) -> tuple[bool, list[float]]:
+            state = copy.deepcopy(trainer.optimizer.state_dict())
+            _, taken = take_step(
+                trainer.network,
+                trainer.optimizer,
+                scaler,
+                lambda _: sum(p.sum() for p in other) * 1e-4 + factor * sum(p.sum() for p in encoder),
+                [{}],
+                1.0,
+                trainer.drop_gradients,
+            )
+            gradients = [float(p.grad.abs().max()) for p in other if p.grad is not None]
+            trainer.optimizer.load_state_dict(state)
+            return taken, gradients
+
+        expected = [pytest.approx(1e-4)] * len(other)
+        assert step(0) == step(1e6) == (True, expected)
+        # at a rate of zero for all, which a warm-up begins with, a gradient scaler needs gradients
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = 0
+        assert step(1, torch.amp.GradScaler("cpu"))[0]
+
+
+class TestLoading:
+    """A checkpoint meets a trainer whose recipe is another."""
+
+    def trainer(self, trainer_class=HySparKFinetuneTrainer, going_on: bool = False, **fields):
+        section = {"preset": "S", trainer_class.recipe_class.kind: fields}
+        plans = make_plans([16, 16, 16], CUBIC, hyspark=section) | {"continue_training": going_on}
+        trainer = make_trainer(trainer_class, plans)
+        settings = trainer.configuration_manager
+        trainer.network = trainer_class.build_network_architecture(trainer.plans_manager, settings, 1, 2)
+        trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+        trainer.num_input_channels, trainer.was_initialized = 1, True
+        return trainer
+
+    def saved(self, trainer, name: str = FINAL, epochs: int = 1) -> str:
+        trainer.write_checkpoint(str(Path(trainer.output_folder, name)), epochs)
+        return str(Path(trainer.output_folder, name))
+
+    def test_a_validation_needs_no_optimizer(self) -> None:
+        trained = self.trainer(layer_decay=0.5)
+        path = self.saved(trained)
+        validating = self.trainer()
+        validating.load_checkpoint(path)
+        for name, tensor in trained.network.state_dict().items():
+            assert torch.equal(validating.network.state_dict()[name], tensor)
+        message = "the checkpoint was trained with the parameter groups"
+        with pytest.raises(ValueError, match=message):
+            validating.begin()
+        with pytest.raises(ValueError, match=message):
+            self.trainer(going_on=True).load_checkpoint(path)
+
+    def test_what_differs_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
+        path = self.saved(self.trainer(initial_lr=2e-3, warmup_fraction=0.1, seed=3))
+        again = self.trainer(warmup_fraction=0.1, num_epochs=7)
+        capsys.readouterr()
+        again.load_checkpoint(path)
+        said = capsys.readouterr().out
+        assert "not that of the checkpoint: initial_lr 0.0001 (there: 0.002). To go on as before: " in said
+        assert said.count("HYSPARK_") == 1 and "HYSPARK_INITIAL_LR=0.002\n" in said
+
+    def test_weights_that_mean_something_else_are_refused(self) -> None:
+        path = self.saved(self.trainer(HySparKPretrainTrainer, standardise_targets=False))
+        with pytest.raises(
+            ValueError, match=r"standardise_targets no, .* says yes; set HYSPARK_STANDARDISE_TARGETS=no"
+        ):
+            self.trainer(HySparKPretrainTrainer).load_checkpoint(path)
+
+    def test_the_best_is_the_best_after_a_training_that_was_to_continue_and_found_nothing(self) -> None:
+        """``--c --val_best`` in an empty folder, as a script for a queue has it."""
+        trainer = self.trainer(going_on=True)
+        trainer.begin()
+        best, _ = self.saved(trainer, BEST, 1), self.saved(trainer, FINAL, 2)
+        trainer.load_checkpoint(best)
+        assert trainer.current_epoch == 1
 
 
 def test_pretrained_weights_report_lies_with_the_checkpoints(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Cases that cannot be read are named and replaced by other draws; other errors stay errors."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, UnreadableCase, fault_of
+from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, UnreadableCase, check_first_stage, fault_of
 
 
 class Array(np.ndarray):
@@ -45,6 +47,38 @@ def test_others_are_drawn() -> None:
     assert batches[-1]["unreadable"] == {
         "b": "case b: its image in preprocessed cannot be read (RuntimeError: Error while getting the slice)"
     }
+
+
+def test_a_case_that_can_be_read_again_is_no_longer_one_that_cannot() -> None:
+    dataset = Dataset({"a", "b"})
+    made = loader(dataset)
+    assert set(next(made)["unreadable"]) <= {"a", "b"}
+    dataset.damaged = set()
+    for _ in range(20):
+        last = next(made)
+    assert last["unreadable"] == {}
+    # one fault at a time, of every case in the end, is not a folder that was emptied
+    for case in "abcabc":
+        dataset.damaged = {case}
+        for _ in range(10):
+            next(made)
+
+
+@pytest.mark.parametrize("ending", [".b2nd", ".npz"])
+def test_the_first_stage_has_segmented_every_case(tmp_path: Path, ending: str) -> None:
+    dataset = Dataset(set())
+    dataset.folder_with_segs_from_previous_stage = None
+    check_first_stage(dataset)
+    dataset.folder_with_segs_from_previous_stage = str(tmp_path / "predicted_next_stage")
+    with pytest.raises(FileNotFoundError, match="of 3 of 3 cases, such as a: train"):
+        check_first_stage(dataset)
+    (tmp_path / "predicted_next_stage").mkdir()
+    for case in "ac":
+        (tmp_path / "predicted_next_stage" / f"{case}{ending}").touch()
+    with pytest.raises(FileNotFoundError, match="of 1 of 3 cases, such as b: .* every fold that holds one out"):
+        check_first_stage(dataset)
+    (tmp_path / "predicted_next_stage" / f"b{ending}").touch()
+    check_first_stage(dataset)
 
 
 def test_what_is_drawn_does_not_depend_on_what_failed_before() -> None:
