@@ -68,10 +68,25 @@ def _add_checkpoint(commands: Any) -> None:
     _add_target(convert, "for nnunet: data set (number or name) of the checkpoint")
     convert.add_argument("-f", dest="fold", default="all", help="for nnunet: fold (default: %(default)s)")
     convert.set_defaults(run=_run_convert)
+    probe = actions.add_parser(
+        "probe",
+        help="what a linear head on the frozen encoder segments, without fine-tuning",
+        description="Fits a linear head on the frozen encoder's features to some cases of a labelled, preprocessed "
+        "data set, and prints its Dice on others: for random weights, and for each file.",
+    )
+    probe.add_argument(
+        "files", nargs="*", metavar="FILE", help=".pth or .safetensors, of ours or of the HySparK release"
+    )
+    _add_target(probe, "labelled data set (number or name)", required=True)
+    probe.add_argument(
+        "--cases", type=int, default=20, help="cases to fit to, and others to score (default: %(default)s)"
+    )
+    probe.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
+    probe.set_defaults(run=_run_probe)
 
 
-def _add_target(parser: argparse.ArgumentParser, meaning: str) -> None:
-    parser.add_argument("-d", dest="dataset", help=meaning)
+def _add_target(parser: argparse.ArgumentParser, meaning: str, required: bool = False) -> None:
+    parser.add_argument("-d", dest="dataset", required=required, help=meaning)
     parser.add_argument("-c", dest="configuration", default="3d_fullres", help="(default: %(default)s)")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
 
@@ -89,6 +104,15 @@ def _run_convert(arguments: argparse.Namespace) -> int:
     a = arguments
     return _without_traceback(
         lambda: convert_checkpoint(a.file, a.out, a.to, a.dataset, a.configuration, a.plans, a.fold)
+    )
+
+
+def _run_probe(arguments: argparse.Namespace) -> int:
+    from hyspark_nnunet.checkpoints.probing import probe_checkpoints
+
+    a = arguments
+    return _without_traceback(
+        lambda: probe_checkpoints(a.files, a.dataset, a.configuration, a.plans, max(1, a.cases), a.device)
     )
 
 

@@ -189,6 +189,19 @@ def test_the_probe_looks_at_another_data_set(project: Project, flat: dict[str, P
     assert "plan_and_preprocess -d 21 --like 22" in refused
 
 
+def test_checkpoints_are_probed(project: Project, flat: dict[str, Path]) -> None:
+    folder = project.fold_folder(FLAT, PRETRAINER, "all", "3d_fullres", PLANS)
+    files = [str(folder / "checkpoint_final.pth"), str(flat["3d_fullres"] / "checkpoint_final.pth")]
+    said = project.run("hyspark_nnunet", "checkpoint", "probe", *files, "-d", "21", "-p", PLANS, "--cases", "2")
+    lines = [line for line in said.splitlines() if " label 1 " in line]
+    assert [line.split("  ")[0] for line in lines] == ["random weights", *files]
+    dice = [line.split("label 1")[0].split()[-1] for line in lines]
+    assert len(set(dice)) == 3 and all(0 < float(value) < 1 for value in dice)
+    assert "label 3" not in said  # nobody annotated what is to be ignored
+    refused = project.run("hyspark_nnunet", "checkpoint", "probe", "-d", "22", "-p", LIKE, "-c", "2d", ok=False)
+    assert "is missing or empty: nnUNetv2_preprocess -d 22 -c 2d -plans_name " in refused
+
+
 def test_configurations_are_compared_and_ensembled(project: Project, flat: dict[str, Path], tmp_path: Path) -> None:
     for configuration, folder in flat.items():
         assert list((folder / "validation").glob("*.npz"))

@@ -150,7 +150,7 @@ class HySparKPretrainTrainer(ProbingTrainer):
             made.has_ignore = False
             return made
 
-        self.make_probe(dataset_tr, dataset_val)
+        self.make_probe(dataset_tr, dataset_val, mirror_axes or ())
         held_out = HeldOutPatches(
             loader(dataset_val, patch_size, None),
             self.num_val_iterations_per_epoch,

@@ -4,6 +4,9 @@ The reconstruction loss says how well blocks are rebuilt, not what the encoder i
 features of a few labelled patches are fitted to the labels by ridge regression, in closed form, and scored on patches
 of other cases. Patches and voxels are drawn once. Nothing flows back into the network: its training is the same with
 and without.
+
+Patches are mirrored at random, as training mirrors them. Otherwise the transformer's positions alone, which no training
+has to learn, tell a linear head much of what lies where in scans that are cropped alike.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +21,7 @@ from torch.nn import functional as F
 from hyspark_nnunet.datasets.dataset_json import LABELS, OUR_KEY
 from hyspark_nnunet.training.held_out import SEED, fixed_numpy_seed
 
+PATCHES_PER_CASE = 2  # each mirrored anew
 VOXELS_PER_CLASS = 500  # of a patch, to fit
 VOXELS_PER_PATCH = 20_000  # drawn evenly, to score
 RIDGE = 1e-3  # of the number of voxels; features are standardised
@@ -90,25 +94,28 @@ class LinearProbe:
         loaders_to_fit: Sequence[nnUNetDataLoader],
         loaders_to_score: Sequence[nnUNetDataLoader],
         ignore_label: int | None,
+        mirror_axes: Sequence[int] = (),
     ) -> "LinearProbe":
-        """Draws a patch of each loader, with a fixed seed.
+        """Draws ``PATCHES_PER_CASE`` patches of each loader, with a fixed seed.
 
         Args:
             loaders_to_fit: nnU-Net's, one per case.
             loaders_to_score: the same of other cases.
             ignore_label: voxels of it are left out.
+            mirror_axes: spatial axes along which training mirrors.
         """
         generator = torch.Generator().manual_seed(SEED)
         with fixed_numpy_seed(SEED):  # nnU-Net's loaders draw from NumPy's global generator
             batches = [
-                [loader.generate_train_batch() for loader in part] for part in (loaders_to_fit, loaders_to_score)
+                [loader.generate_train_batch() for loader in part for _ in range(PATCHES_PER_CASE)]
+                for part in (loaders_to_fit, loaders_to_score)
             ]
         pick: list[Callable[[Tensor], Tensor]] = [
             lambda labels: _balanced(labels, generator),
             lambda labels: torch.randperm(len(labels), generator=generator)[:VOXELS_PER_PATCH],
         ]
         parts = [
-            [_labelled(batch["data"][0], batch["target"][0, 0], ignore_label, choose) for batch in part]
+            [_labelled(*_mirrored(batch, mirror_axes, generator), ignore_label, choose) for batch in part]
             for part, choose in zip(batches, pick, strict=True)
         ]
         return cls(*parts)
@@ -145,9 +152,18 @@ class LinearProbe:
         )
 
 
+def _mirrored(batch: Mapping[str, Tensor], axes: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Image (C, *spatial) and segmentation (1, *spatial) of a batch of one, mirrored along each of the axes or not."""
+    image, segmentation = batch["data"][0], batch["target"][0]
+    tossed = torch.rand(len(axes), generator=generator).tolist()
+    flipped = [1 + axis for axis, value in zip(axes, tossed, strict=True) if value < 0.5]
+    return image.flip(flipped), segmentation.flip(flipped)
+
+
 def _labelled(
     image: Tensor, segmentation: Tensor, ignore_label: int | None, choose: Callable[[Tensor], Tensor]
 ) -> LabelledPatch:
+    segmentation = segmentation[0]
     labels = segmentation.flatten().long()
     known = labels >= 0  # negative: outside of what was scanned
     if ignore_label is not None:

@@ -76,16 +76,13 @@ def cases_of_dataset(
         if configuration_name not in plans.available_configurations:
             continue
         theirs = plans.get_configuration(configuration_name)
-        data = folder / theirs.data_identifier
         same = (
             plans.transpose_forward == plans_manager.transpose_forward
             and determine_num_input_channels(plans, theirs, other_json) == channels
             and _describes_same_voxels(ours, theirs)
         )
-        if same and data.is_dir() and any(data.iterdir()):
-            dataset_class = infer_dataset_class(str(data))
-            keys = sorted(dataset_class.get_identifiers(str(data)))
-            return LabelledCases(str(data), dataset_class, plans.get_label_manager(other_json), keys, keys)
+        if same and _holds_files(folder / theirs.data_identifier):
+            return _cases_in(folder / theirs.data_identifier, plans.get_label_manager(other_json))
     number = plans_manager.dataset_name[7:10].lstrip("0")
     raise FileNotFoundError(
         f"probe_dataset is {dataset}, but {folder} holds no preprocessed data for {configuration_name} with the "
@@ -93,6 +90,42 @@ def cases_of_dataset(
         f"channels of {plans_manager.dataset_name}. Plan one with the topology of the other (hyspark_nnunet "
         f"plan_and_preprocess -d {number} --like {dataset}), or set probe_dataset to none"
     )
+
+
+def preprocessed_cases(
+    plans_manager: PlansManager, configuration_name: str, dataset_json: dict[str, Any]
+) -> LabelledCases:
+    """All cases of a data set.
+
+    Args:
+        plans_manager: of the data set.
+        configuration_name: whose preprocessed data are taken.
+        dataset_json: of the data set.
+
+    Raises:
+        FileNotFoundError: it is not preprocessed for this configuration.
+        ValueError: it has no labels.
+    """
+    name = plans_manager.dataset_name
+    if not has_labels(dataset_json):
+        raise ValueError(f"{name} has no labels of its own, which the probe needs: name a labelled data set")
+    data = preprocessed_folder(name) / plans_manager.get_configuration(configuration_name).data_identifier
+    if not _holds_files(data):
+        raise FileNotFoundError(
+            f"{data} is missing or empty: nnUNetv2_preprocess -d {name[7:10].lstrip('0')} -c {configuration_name} "
+            f"-plans_name {plans_manager.plans_name}"
+        )
+    return _cases_in(data, plans_manager.get_label_manager(dataset_json))
+
+
+def _cases_in(data: Path, label_manager: LabelManager) -> LabelledCases:
+    dataset_class = infer_dataset_class(str(data))
+    keys = sorted(dataset_class.get_identifiers(str(data)))
+    return LabelledCases(str(data), dataset_class, label_manager, keys, keys)
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _plans_in(folder: Path) -> Iterator[PlansManager]:

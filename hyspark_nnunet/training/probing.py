@@ -33,12 +33,13 @@ class ProbingTrainer(HySparKTrainer):
         self._lists[PROBE_BEFORE_KEY] = [score.mean]
         self.print_to_log_file(f"probe_dice before the first step {described(score, time() - start)}")
 
-    def make_probe(self, dataset_tr: Any, dataset_val: Any) -> None:
+    def make_probe(self, dataset_tr: Any, dataset_val: Any, mirror_axes: Sequence[int]) -> None:
         """Draws the probe's patches; none for a data set without labels.
 
         Args:
             dataset_tr: nnU-Net's data set of the fold's training cases.
             dataset_val: that of its validation cases.
+            mirror_axes: along which training mirrors.
 
         Raises:
             FileNotFoundError, ValueError: of ``cases_of_dataset``, on every rank.
@@ -57,7 +58,7 @@ class ProbingTrainer(HySparKTrainer):
             return
         patch_size = self.configuration_manager.patch_size
         fit, score = ([cases.loader(key, patch_size) for key in part] for part in parts)
-        self.probe = LinearProbe.drawn_from(fit, score, cases.label_manager.ignore_label)
+        self.probe = LinearProbe.drawn_from(fit, score, cases.label_manager.ignore_label, mirror_axes)
 
     def _labelled_cases(self, training: Sequence[str], held_out: Sequence[str]) -> LabelledCases | None:
         """Whom to probe on; None: there are no labels."""

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,8 @@ class Encoder(nn.Module):
         return [torch.cat([first, first.square()], 1), torch.randn_like(pool(image, 2))]
 
 
-def make(spatial: tuple[int, ...]) -> LinearProbe:
-    return LinearProbe.drawn_from([Loader(spatial)] * 3, [Loader(spatial)] * 3, ignore_label=7)
+def make(spatial: tuple[int, ...], mirror_axes: Sequence[int] = (0, 1)) -> LinearProbe:
+    return LinearProbe.drawn_from([Loader(spatial)] * 3, [Loader(spatial)] * 3, 7, mirror_axes)
 
 
 @pytest.mark.parametrize("spatial", [(12, 16, 12), (24, 32)])
@@ -82,6 +83,28 @@ def test_places_are_the_voxels_of_the_labels() -> None:
         assert sampled[patch.labels == 1].mean() == pytest.approx(1, abs=0.05)
         assert sampled[patch.labels == 0].mean() == pytest.approx(0, abs=0.05)
         assert len({tuple(place) for place in patch.places.tolist()}) == len(patch.places) == 12 * 16 * 10
+
+
+class Place(nn.Module):
+    """Sees nothing of the image and knows where it is in the patch."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [torch.linspace(-1, 1, image.shape[2]).view(1, 1, -1, 1, 1).expand(1, 1, *image.shape[2:])]
+
+
+class Half(Loader):
+    """The second class is the first half of every patch."""
+
+    def generate_train_batch(self) -> dict:
+        batch = super().generate_train_batch()
+        batch["target"].zero_()[:, :, : self.spatial[0] // 2] = 1
+        return batch
+
+
+@pytest.mark.parametrize(("axes", "low", "high"), [((), 0.99, 1), ((1, 2), 0.99, 1), ((0, 1, 2), 0, 0.7)])
+def test_mirroring_takes_away_what_place_alone_tells(axes: tuple[int, ...], low: float, high: float) -> None:
+    probe = LinearProbe.drawn_from([Half((12, 16, 12))] * 8, [Half((12, 16, 12))] * 8, None, axes)
+    assert low <= probe.score(Place(), torch.device("cpu")).mean <= high
 
 
 def test_a_class_that_is_nowhere_has_no_score() -> None:
