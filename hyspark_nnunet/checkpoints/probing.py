@@ -63,10 +63,11 @@ def probe_of(target: DatasetNetwork, configuration: str, n_cases: int) -> Linear
     fit, score = divided(cases.training, cases.held_out, n_cases)
     if not score:
         raise ValueError(f"{manager.dataset_name} has {len(fit)} preprocessed cases: the probe needs two or more")
-    to_fit, to_score = ([cases.loader(key, settings.patch_size) for key in part] for part in (fit, score))
+    patch_size = settings.patch_size
+    to_fit, to_score = ([cases.loader(key, patch_size) for key in part] for part in (fit, score))
     # as nnU-Net's trainers mirror
-    axes = range(len(settings.patch_size))
-    return LinearProbe.drawn_from(to_fit, to_score, cases.label_manager.ignore_label, axes)
+    axes = range(len(patch_size))
+    return LinearProbe.drawn_from(to_fit, to_score, patch_size, cases.label_manager.ignore_label, axes)
 
 
 def scores(

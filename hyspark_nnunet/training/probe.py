@@ -5,10 +5,11 @@ features of a few labelled patches are fitted to the labels by ridge regression,
 of other cases. Patches and voxels are drawn once. Nothing flows back into the network: its training is the same with
 and without.
 
-Patches are mirrored at random, as training mirrors them. Otherwise the transformer's positions alone, which no training
-has to learn, tell a linear head much of what lies where in scans that are cropped alike.
+Patches lie at random around what is labelled, and are mirrored at random as in training. Otherwise the transformer's
+positions alone, which no training has to learn, tell a linear head much of what lies where.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,17 @@ from torch.nn import functional as F
 from hyspark_nnunet.datasets.dataset_json import LABELS, OUR_KEY
 from hyspark_nnunet.training.held_out import SEED, fixed_numpy_seed
 
-PATCHES_PER_CASE = 2  # each mirrored anew
+PATCHES_PER_CASE = 4  # each placed and mirrored anew
+# a patch is cut out of one this much larger: its middle lies up to a quarter of it beside a labelled voxel
+ROOM = 1.5
 VOXELS_PER_CLASS = 500  # of a patch, to fit
 VOXELS_PER_PATCH = 20_000  # drawn evenly, to score
-RIDGE = 1e-3  # of the number of voxels; features are standardised
+RIDGE = 1e-2  # of the number of voxels; features are standardised
+
+
+def with_room(patch_size: Sequence[int]) -> list[int]:
+    """The size of the larger patches, of which patches of this size are cut."""
+    return [math.ceil(ROOM * size) for size in patch_size]
 
 
 def has_labels(dataset_json: Mapping[str, Any]) -> bool:
@@ -93,14 +101,16 @@ class LinearProbe:
         cls,
         loaders_to_fit: Sequence[nnUNetDataLoader],
         loaders_to_score: Sequence[nnUNetDataLoader],
+        patch_size: Sequence[int],
         ignore_label: int | None,
         mirror_axes: Sequence[int] = (),
     ) -> "LinearProbe":
         """Draws ``PATCHES_PER_CASE`` patches of each loader, with a fixed seed.
 
         Args:
-            loaders_to_fit: nnU-Net's, one per case.
+            loaders_to_fit: nnU-Net's, one per case, of patches of this size or larger (``with_room``).
             loaders_to_score: the same of other cases.
+            patch_size: of the encoder.
             ignore_label: voxels of it are left out.
             mirror_axes: spatial axes along which training mirrors.
         """
@@ -115,7 +125,7 @@ class LinearProbe:
             lambda labels: torch.randperm(len(labels), generator=generator)[:VOXELS_PER_PATCH],
         ]
         parts = [
-            [_labelled(*_mirrored(batch, mirror_axes, generator), ignore_label, choose) for batch in part]
+            [_labelled(*_placed(batch, patch_size, mirror_axes, generator), ignore_label, choose) for batch in part]
             for part, choose in zip(batches, pick, strict=True)
         ]
         return cls(*parts)
@@ -152,12 +162,19 @@ class LinearProbe:
         )
 
 
-def _mirrored(batch: Mapping[str, Tensor], axes: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Image (C, *spatial) and segmentation (1, *spatial) of a batch of one, mirrored along each of the axes or not."""
+def _placed(
+    batch: Mapping[str, Tensor], patch_size: Sequence[int], mirror_axes: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Image (C, *patch) and segmentation (1, *patch) of a batch of one, cut anywhere, mirrored along some axes."""
     image, segmentation = batch["data"][0], batch["target"][0]
-    tossed = torch.rand(len(axes), generator=generator).tolist()
-    flipped = [1 + axis for axis, value in zip(axes, tossed, strict=True) if value < 0.5]
-    return image.flip(flipped), segmentation.flip(flipped)
+    starts = [
+        int(torch.randint(there - size + 1, (1,), generator=generator))
+        for there, size in zip(image.shape[1:], patch_size, strict=True)
+    ]
+    window = (slice(None), *(slice(start, start + size) for start, size in zip(starts, patch_size, strict=True)))
+    tossed = torch.rand(len(mirror_axes), generator=generator).tolist()
+    flipped = [1 + axis for axis, value in zip(mirror_axes, tossed, strict=True) if value < 0.5]
+    return image[window].flip(flipped), segmentation[window].flip(flipped)
 
 
 def _labelled(

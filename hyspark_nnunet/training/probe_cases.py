@@ -13,7 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from hyspark_nnunet.datasets.preprocessed import preprocessed_folder
-from hyspark_nnunet.training.probe import has_labels
+from hyspark_nnunet.training.probe import has_labels, with_room
 from hyspark_nnunet.training.unreadable_cases import fault_of
 
 
@@ -36,9 +36,9 @@ class LabelledCases:
     held_out: Sequence[str]
 
     def loader(self, key: str, patch_size: Sequence[int]) -> nnUNetDataLoader:
-        """Patches of one case around its labels."""
-        case = self.dataset_class(self.folder, [key])
-        return nnUNetDataLoader(case, 1, patch_size, patch_size, self.label_manager, oversample_foreground_percent=1)
+        """Patches of one case around its labels, ``with_room`` for those of this size."""
+        case, size = self.dataset_class(self.folder, [key]), with_room(patch_size)
+        return nnUNetDataLoader(case, 1, size, size, self.label_manager, oversample_foreground_percent=1)
 
     def fault_of(self, key: str) -> str | None:
         """Why a case cannot be used: it cannot be read, or has voxels that are not finite; None: it can."""

@@ -58,7 +58,7 @@ class ProbingTrainer(HySparKTrainer):
             return
         patch_size = self.configuration_manager.patch_size
         fit, score = ([cases.loader(key, patch_size) for key in part] for part in parts)
-        self.probe = LinearProbe.drawn_from(fit, score, cases.label_manager.ignore_label, mirror_axes)
+        self.probe = LinearProbe.drawn_from(fit, score, patch_size, cases.label_manager.ignore_label, mirror_axes)
 
     def _labelled_cases(self, training: Sequence[str], held_out: Sequence[str]) -> LabelledCases | None:
         """Whom to probe on; None: there are no labels."""

@@ -48,6 +48,6 @@ def test_they_end_with_the_training(commands: Commands, tmp_path: Path, how: str
     if how == "killed":
         assert run.returncode == -signal.SIGKILL
     else:
-        assert run.returncode == 0 and "To continue: nnUNetv2_train" in run.printed, run.printed[-5000:]
+        assert run.returncode == 0 and "To continue: HYSPARK_" in run.printed, run.printed[-5000:]
         checkpoint = read_checkpoint(run.folder(TRAINER) / "checkpoint_latest.pth")
         assert checkpoint["inside_epoch"]["iterations"] == run.steps()[-1]["step"]

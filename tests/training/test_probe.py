@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
-from hyspark_nnunet.training.probe import LinearProbe, divided, has_labels
+from hyspark_nnunet.training.probe import PATCHES_PER_CASE, LinearProbe, divided, has_labels, with_room
 from hyspark_nnunet.training.probe_cases import LabelledCases, cases_of_dataset
 from hyspark_nnunet.visualisation import progress_picture
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
 
 def make(spatial: tuple[int, ...], mirror_axes: Sequence[int] = (0, 1)) -> LinearProbe:
-    return LinearProbe.drawn_from([Loader(spatial)] * 3, [Loader(spatial)] * 3, 7, mirror_axes)
+    return LinearProbe.drawn_from([Loader(spatial)] * 3, [Loader(spatial)] * 3, spatial, 7, mirror_axes)
 
 
 @pytest.mark.parametrize("spatial", [(12, 16, 12), (24, 32)])
@@ -103,8 +103,18 @@ class Half(Loader):
 
 @pytest.mark.parametrize(("axes", "low", "high"), [((), 0.99, 1), ((1, 2), 0.99, 1), ((0, 1, 2), 0, 0.7)])
 def test_mirroring_takes_away_what_place_alone_tells(axes: tuple[int, ...], low: float, high: float) -> None:
-    probe = LinearProbe.drawn_from([Half((12, 16, 12))] * 8, [Half((12, 16, 12))] * 8, None, axes)
+    probe = LinearProbe.drawn_from([Half((12, 16, 12))] * 8, [Half((12, 16, 12))] * 8, (12, 16, 12), None, axes)
     assert low <= probe.score(Place(), torch.device("cpu")).mean <= high
+
+
+def test_patches_lie_anywhere_in_the_larger_ones() -> None:
+    """The border between the classes, in the middle of what is drawn, lies in the middle half of every patch."""
+    assert with_room((8, 15)) == [12, 23]
+    probe = LinearProbe.drawn_from([Half((12, 16, 12))] * 8, [Half((12, 16, 12))], (8, 16, 8), None)
+    assert {patch.image.shape for patch in probe.to_fit} == {(1, 8, 16, 8)}
+    shares = {patch.labels.float().mean().item() for patch in probe.to_score}
+    assert shares <= {n / 8 for n in range(2, 7)} and len(shares) > 1
+    assert len(probe.to_fit) == 8 * PATCHES_PER_CASE
 
 
 def test_a_class_that_is_nowhere_has_no_score() -> None:
