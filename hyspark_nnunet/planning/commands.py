@@ -36,6 +36,10 @@ def plan(arguments: argparse.Namespace) -> str:
             f"--like takes spacing and preprocessor from data set {a.like}: leave out -overwrite_target_spacing and "
             "-preprocessor_name, or plan that data set with them"
         )
+    if a.like is None and a.like_plans is not None:
+        raise ValueError(
+            f"-like_plans {a.like_plans} says which plans of another data set to take: name it with --like"
+        )
     extract_fingerprints(
         a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
     )
