@@ -251,7 +251,7 @@ def plot_pretraining(rows: Sequence[Row], before: float | None, path: Path) -> N
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
     steps = [int(row["steps"]) for row in rows]
-    for name, label in (("train_loss", "training"), ("val_loss", "the same patches and masks")):
+    for name, label in (("train_loss", "training"), ("val_loss", "fixed patches and masks")):
         left.plot(steps, [float(row[name]) for row in rows], label=label)
     left.set_ylabel("reconstruction loss")
     left.legend(fontsize=8)
