@@ -199,7 +199,7 @@ def test_checkpoints_are_probed(project: Project, flat: dict[str, Path]) -> None
     assert len(set(dice)) == 3 and all(0 < float(value) < 1 for value in dice)
     assert "label 3" not in said  # nobody annotated what is to be ignored
     refused = project.run("hyspark_nnunet", "checkpoint", "probe", "-d", "22", "-p", LIKE, "-c", "2d", ok=False)
-    assert "is missing or empty: nnUNetv2_preprocess -d 22 -c 2d -plans_name " in refused
+    assert "is missing or empty. Run: nnUNetv2_preprocess -d 22 -c 2d -plans_name " in refused
 
 
 def test_configurations_are_compared_and_ensembled(project: Project, flat: dict[str, Path], tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 """Where nnU-Net keeps preprocessed data sets."""
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 
 def preprocessed_folder(dataset: str) -> Path:
@@ -18,3 +23,36 @@ def preprocessed_folder(dataset: str) -> Path:
     if len(found) != 1:
         raise FileNotFoundError(f"{len(found)} data sets in {root} are called {pattern}, but it must be one")
     return found[0]
+
+
+def plans_in(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and plans in the preprocessed folder of a data set; its other JSON files have no configurations."""
+    for file in sorted(folder.glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "configurations" in content:
+            yield file.stem, content
+
+
+def holds_cases(folder: Path | None) -> bool:
+    """Whether there is anything in the folder of a configuration's preprocessed cases."""
+    return folder is not None and folder.is_dir() and any(folder.iterdir())
+
+
+def check_holds_cases(folder: Path | None, plans_manager: PlansManager, configuration_name: str) -> None:
+    """Refuses a configuration that was planned, but not preprocessed.
+
+    Args:
+        folder: of its preprocessed cases; None: nnU-Net knows of none.
+        plans_manager: of the data set.
+        configuration_name: which.
+
+    Raises:
+        FileNotFoundError: the folder is missing or empty; has the command that fills it.
+    """
+    if not holds_cases(folder):
+        name = plans_manager.dataset_name
+        raise FileNotFoundError(
+            f"{name} is not preprocessed for configuration '{configuration_name}': {folder} is missing or empty. Run: "
+            f"nnUNetv2_preprocess -d {name[7:10].lstrip('0')} -c {configuration_name} "
+            f"-plans_name {plans_manager.plans_name}"
+        )

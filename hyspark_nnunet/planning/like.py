@@ -15,7 +15,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.datasets.preprocessed import preprocessed_folder
+from hyspark_nnunet.datasets.preprocessed import plans_in, preprocessed_folder
 from hyspark_nnunet.planning.planner import PLANS_NAME, HySparKPlanner
 
 
@@ -33,8 +33,7 @@ def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str,
     folder = preprocessed_folder(like)
     file = folder / f"{plans_name or PLANS_NAME[preset]}.json"
     if not file.is_file():
-        # every plans file has configurations; dataset.json, splits and fingerprints have not
-        others = [f.stem for f in sorted(folder.glob("*.json")) if '"configurations"' in f.read_text(encoding="utf-8")]
+        others = [name for name, _ in plans_in(folder)]
         there = f"it has {', '.join(others)}: name one with -like_plans" if others else "it has none"
         raise FileNotFoundError(
             f"{folder.name} has no plans {file.name}; {there}, or plan it first: hyspark_nnunet plan"

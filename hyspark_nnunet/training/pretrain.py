@@ -256,7 +256,7 @@ class HySparKPretrainTrainer(ProbingTrainer):
         pictured = set(keys[: self.recipe.num_pictures])
         # rounds in which every process has a case
         rounds = len(keys) // world_size()
-        keys = keys[self.local_rank :: world_size()] if self.is_ddp else keys
+        keys = keys[self.local_rank :: world_size()]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, keys)
         results = []
         for number, key in enumerate(keys, start=1):

@@ -1,7 +1,7 @@
 """Whom the linear probe looks at: labelled cases of the data set that is trained on, or of another one."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from hyspark_nnunet.datasets.preprocessed import preprocessed_folder
+from hyspark_nnunet.datasets.preprocessed import check_holds_cases, holds_cases, plans_in, preprocessed_folder
 from hyspark_nnunet.training.probe import has_labels, with_room
 from hyspark_nnunet.training.unreadable_cases import fault_of
 
@@ -72,7 +72,8 @@ def cases_of_dataset(
         )
     ours = plans_manager.get_configuration(configuration_name)
     channels = determine_num_input_channels(plans_manager, ours, dataset_json)
-    for plans in _plans_in(folder):
+    for _, content in plans_in(folder):
+        plans = PlansManager(content)
         if configuration_name not in plans.available_configurations:
             continue
         theirs = plans.get_configuration(configuration_name)
@@ -81,7 +82,7 @@ def cases_of_dataset(
             and determine_num_input_channels(plans, theirs, other_json) == channels
             and _describes_same_voxels(ours, theirs)
         )
-        if same and _holds_files(folder / theirs.data_identifier):
+        if same and holds_cases(folder / theirs.data_identifier):
             return _cases_in(folder / theirs.data_identifier, plans.get_label_manager(other_json))
     number = plans_manager.dataset_name[7:10].lstrip("0")
     raise FileNotFoundError(
@@ -110,11 +111,7 @@ def preprocessed_cases(
     if not has_labels(dataset_json):
         raise ValueError(f"{name} has no labels of its own, which the probe needs: name a labelled data set")
     data = preprocessed_folder(name) / plans_manager.get_configuration(configuration_name).data_identifier
-    if not _holds_files(data):
-        raise FileNotFoundError(
-            f"{data} is missing or empty: nnUNetv2_preprocess -d {name[7:10].lstrip('0')} -c {configuration_name} "
-            f"-plans_name {plans_manager.plans_name}"
-        )
+    check_holds_cases(data, plans_manager, configuration_name)
     return _cases_in(data, plans_manager.get_label_manager(dataset_json))
 
 
@@ -122,17 +119,6 @@ def _cases_in(data: Path, label_manager: LabelManager) -> LabelledCases:
     dataset_class = infer_dataset_class(str(data))
     keys = sorted(dataset_class.get_identifiers(str(data)))
     return LabelledCases(str(data), dataset_class, label_manager, keys, keys)
-
-
-def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
-
-
-def _plans_in(folder: Path) -> Iterator[PlansManager]:
-    for file in sorted(folder.glob("*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and "configurations" in content:
-            yield PlansManager(content)
 
 
 def _describes_same_voxels(ours: ConfigurationManager, theirs: ConfigurationManager) -> bool:

@@ -192,6 +192,7 @@ class SavedTraining(TrainingLoop):
         differing = differences(checkpoint.get("hyspark", {}), sizes)
         if differing:
             raise ValueError("the checkpoint does not fit the plan as it is now:\n" + "\n".join(differing))
+        self._unfit_optimizer = None
         try:
             self._check_same_groups(checkpoint)
         except ValueError as error:

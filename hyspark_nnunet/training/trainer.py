@@ -21,6 +21,7 @@ from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
+from hyspark_nnunet.datasets.preprocessed import check_holds_cases
 from hyspark_nnunet.training.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.distributed import DistributedTraining
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
@@ -141,13 +142,7 @@ class HySparKTrainer(DistributedTraining):
 
     def _check_preprocessed(self) -> None:
         folder = self.preprocessed_dataset_folder
-        if folder is None or not Path(folder).is_dir() or not any(Path(folder).iterdir()):
-            dataset_id = self.plans_manager.dataset_name[7:10].lstrip("0")
-            raise FileNotFoundError(
-                f"{self.plans_manager.dataset_name} is not preprocessed for configuration '{self.configuration_name}': "
-                f"{folder} is missing or empty. Run: nnUNetv2_preprocess -d {dataset_id} "
-                f"-c {self.configuration_name} -plans_name {self.plans_manager.plans_name}"
-            )
+        check_holds_cases(None if folder is None else Path(folder), self.plans_manager, self.configuration_name)
 
     def _write_recipe_to_plans(self) -> None:
         """So that the results' plans.json, which prediction reads, says which network was trained."""
