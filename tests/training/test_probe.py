@@ -14,9 +14,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from hyspark_nnunet.checkpoints.dataset_network import DatasetNetwork
+from hyspark_nnunet.checkpoints.probing import probe_of
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from hyspark_nnunet.training.probe import PATCHES_PER_CASE, LinearProbe, divided, has_labels, with_room
-from hyspark_nnunet.training.probe_cases import LabelledCases, cases_of_dataset
+from hyspark_nnunet.training.probe_cases import LabelledCases, cases_of_dataset, preprocessed_cases
 from hyspark_nnunet.visualisation import progress_picture
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
@@ -237,6 +239,24 @@ class TestAnotherDataSet:
             self.cases()
         self.write(folder, "nnUNetPlansOther")
         assert self.cases().training == ["a", "b", "c"]
+
+    def test_what_the_command_refuses(self, folder: Path) -> None:
+        """Of a data set itself: no labels, nothing preprocessed, nothing left to score on."""
+        content = json.loads((folder / "dataset.json").read_text())
+        manager = PlansManager(self.plans(data_identifier="data") | {"dataset_name": folder.name})
+        assert preprocessed_cases(manager, "3d_fullres", content).training == ["a", "b", "c"]
+        with pytest.raises(ValueError, match="Dataset008_Labelled has no labels of its own, .* name a labelled"):
+            preprocessed_cases(manager, "3d_fullres", content | {"labels": {"background": 0, "body": 1}})
+        for case in ("b", "c"):
+            for file in (folder / "data").glob(f"{case}*"):
+                file.unlink()
+        target = DatasetNetwork(nn.Identity(), {}, HySparKPretrainTrainer, None, manager.plans, content)
+        with pytest.raises(ValueError, match="has 1 preprocessed cases: the probe needs two or more"):
+            probe_of(target, "3d_fullres", 5)
+        for file in (folder / "data").iterdir():
+            file.unlink()
+        with pytest.raises(FileNotFoundError, match="missing or empty. Run: nnUNetv2_preprocess -d 8 -c 3d_fullres"):
+            preprocessed_cases(manager, "3d_fullres", content)
 
     def test_a_data_set_without_labels_is_refused(self, folder: Path) -> None:
         self.write(folder, labels={"background": 0, "body": 1})
