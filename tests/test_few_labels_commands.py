@@ -73,8 +73,7 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
 @pytest.mark.skipif(os.name != "posix", reason="the benchmark locks its runs by fcntl")
 def test_from_data_to_tables(tmp_path: Path) -> None:
     data, work = write_data(tmp_path / "data"), Work(tmp_path / "work")
-    # two jobs: every command takes half of the cores
-    command = ["finetune", "--arm", "pretrained", "--labels", "5", "--seeds", "1", "--jobs", "2"]
+    command = ["finetune", "--arm", "pretrained", "--labels", "5", "--seeds", "1", "--cores", "1"]
     command += ["--work", str(work.root), "--data", str(data)]
     run = Run(ARMS["pretrained"], 5, 1)
 
@@ -102,6 +101,7 @@ def test_from_data_to_tables(tmp_path: Path) -> None:
     splits = Splits.read(data / "hippocampus" / "splits.json")
     assert set(record["dice"]) == set(splits.validation) and set(record["dice"]["case_24"]) == {"1", "2"}
     assert len(record["curve"]) == 2 and record["steps"] == 4 and record["seconds"] > 0
+    assert "1 threads" in record["machine"]
     recipe = record["recipe"]["recipe"]
     assert (recipe["seed"], recipe["batch_size"], recipe["initial_lr"]) == (1, 2, 3e-3)
     collect(work, tmp_path / "results")

@@ -42,16 +42,16 @@ class Benchmark:
         self.arguments = arguments
         self.work = Work(arguments.work.resolve())
         self.settings: Settings = settings_of(arguments, self.work.settings_file)
-        self.cores = os.cpu_count() or 1
+        self.cores = arguments.cores or os.cpu_count() or 1
         self.commands = Commands(self.work, max(1, self.cores // arguments.jobs))
         self.failures: list[str] = []
 
     def prepare(self) -> None:
         self._do([partial(prepare, self.commands, self.settings, self.arguments.data)])
 
-    def pretrain(self, pretraining: Pretraining = REFERENCE, commands: Commands | None = None) -> None:
-        """Without commands of its own it takes every core: nothing else of this benchmark runs beside it."""
-        commands = commands or Commands(self.work, self.cores)
+    def pretrain(self, pretraining: Pretraining = REFERENCE) -> None:
+        """It takes every core: nothing else of this benchmark runs beside it."""
+        commands = Commands(self.work, self.cores)
         self._do([partial(pretrain, commands, self.settings, pretraining)], commands)
 
     def finetune(self, arms: Iterable[Arm]) -> None:
@@ -76,9 +76,9 @@ def run_prepare(benchmark: Benchmark) -> None:
 
 
 def run_pretrain(benchmark: Benchmark) -> None:
-    """The pre-training, after prepare; with --jobs it leaves cores to other commands."""
+    """The pre-training, after prepare."""
     benchmark.prepare()
-    benchmark.pretrain(commands=benchmark.commands)
+    benchmark.pretrain()
 
 
 def run_finetune(benchmark: Benchmark) -> None:
@@ -114,6 +114,12 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_argument("--data", type=Path, default=DATA, help="folder that holds hippocampus/ (default: %(default)s)")
     shared.add_argument(
         "--jobs", type=int, default=1, help="trainings side by side, which share the cores (default: 1)"
+    )
+    shared.add_argument(
+        "--cores",
+        type=int,
+        metavar="N",
+        help="how many cores this command takes, where others run beside it (default: all)",
     )
     add_options(shared)
     seeds = argparse.ArgumentParser(add_help=False)
