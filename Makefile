@@ -57,7 +57,7 @@ test: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MKDOCS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 docs: env
 	$(MKDOCS)

@@ -1,4 +1,4 @@
-"""Geometries that the tests of the networks share."""
+"""Geometries that the tests of the networks share, and the order of the files."""
 
 import locale
 from collections.abc import Iterator
@@ -59,6 +59,24 @@ GEOMETRIES = [
     ),
     Geometry("plane", (24, 32), kernel_sizes=((3, 3),) * 3, strides=((1, 1), (2, 2), (2, 2)), input_channels=2),
 ]
+
+
+# minutes each: begun first, so that none of them runs alone at the end while the other processes have nothing left
+LONG = (
+    "test_nnunet_features",
+    "test_commands",
+    "test_torchrun",
+    "test_continuing",
+    "test_faults",
+    "test_real_scans",
+    "test_few_labels_commands",
+    "test_quick_start",
+    "test_kills",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ class Project:
 
     def variables(self) -> dict[str, str]:
         folders = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        return {name: str(self.root / name) for name in folders} | {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "2"}
+        return {name: str(self.root / name) for name in folders} | {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
 
     def run(self, *command: str, ok: bool = True, **variables: str) -> str:
         """Runs a command of the running environment; returns what it printed.
@@ -71,7 +71,7 @@ class Project:
     def plan_and_preprocess(self, *dataset_ids: int, configuration: str = "3d_fullres") -> None:
         ids = [str(i) for i in dataset_ids]
         # nnU-Net's planner does not take 0 loader processes
-        arguments = ("-d", *ids, "-c", configuration, "-np", "2", "-npfp", "2")
+        arguments = ("-d", *ids, "-c", configuration, "-np", "1", "-npfp", "1")
         self.run("nnUNetv2_plan_and_preprocess", *arguments, nnUNet_n_proc_DA="1")
 
     def train(

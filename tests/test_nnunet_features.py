@@ -70,7 +70,7 @@ def voxels(path: Path) -> np.ndarray:
 
 
 def plan(project: Project, dataset: int, *more: str) -> str:
-    arguments = ("-d", str(dataset), "-preset", "S", "-np", "2", "-npfp", "2", "--no_pbar", *more)
+    arguments = ("-d", str(dataset), "-preset", "S", "-np", "1", "-npfp", "1", "--no_pbar", *more)
     return project.run("hyspark_nnunet", "plan_and_preprocess", *arguments, nnUNet_n_proc_DA="1")
 
 
@@ -103,7 +103,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
     }
     file.write_text(json.dumps(plans))
-    project.run("nnUNetv2_preprocess", "-d", "22", "-plans_name", PLANS, "-c", "3d_lowres", "-np", "2")
+    project.run("nnUNetv2_preprocess", "-d", "22", "-plans_name", PLANS, "-c", "3d_lowres", "-np", "1")
     return project
 
 

@@ -63,8 +63,7 @@ def test_mr_from_pretraining_to_evaluation(tmp_path: Path) -> None:
     weights = str(pretrained / "checkpoint_final.pth")
     project.train(6, "all", FINETUNER, "-pretrained_weights", weights)
     predicted = tmp_path / "predicted"
-    arguments = ("-d", "6", "-c", "3d_fullres", "-f", "all", "-tr", FINETUNER, "-device", "cpu")
-    project.run("nnUNetv2_predict", *arguments, "-i", str(labelled / "imagesTs"), "-o", str(predicted))
+    project.predict(labelled.name, "all", FINETUNER, predicted)
     files = (str(project.preprocessed / labelled.name / name) for name in ("dataset.json", "nnUNetPlans.json"))
     dataset, plans = files
     folders = (str(labelled / "labelsTs"), str(predicted))

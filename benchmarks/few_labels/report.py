@@ -279,8 +279,7 @@ def write_report() -> None:
         print(f"{PLOT.relative_to(ROOT)} is written")
     rows = [row for row in results.rows("pretraining") if row["pretraining"] == REFERENCE.name]
     if rows:
-        start = next(row for row in results.rows("pretrainings") if row["pretraining"] == REFERENCE.name)[
-            "probe before"
-        ]
+        starts = {row["pretraining"]: row["probe before"] for row in results.rows("pretrainings")}
+        start = starts[REFERENCE.name]
         plot_pretraining(rows, float(start) if start else None, PRETRAINING_PLOT)
         print(f"{PRETRAINING_PLOT.relative_to(ROOT)} is written")
