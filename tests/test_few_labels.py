@@ -15,7 +15,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from benchmarks.few_labels.__main__ import main
-from benchmarks.few_labels.ablations import ABLATIONS, HALF_THE_STEPS, SHORT_PRETRAINING, Ablation, compared_with
+from benchmarks.few_labels.ablations import (
+    ABLATIONS,
+    BRIEF_PRETRAINING,
+    HALF_THE_STEPS,
+    SHORT_PRETRAINING,
+    Ablation,
+    compared_with,
+)
 from benchmarks.few_labels.arms import ARMS, REFERENCE, Run, balanced
 from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands, Stopped, alone
@@ -344,7 +351,14 @@ def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
     assert [arm.pretraining for arm in arms[1:]] == [None] * ablation.with_scratch
     epochs = round(settings.finetune_epochs * ablation.finetune_length)
     assert [int(arm.variables(settings, 1)["HYSPARK_FINETUNE_NUM_EPOCHS"]) for arm in arms] == [epochs] * len(arms)
-    assert [compared_with(arm.name) for arm in arms] == [ablation.against, "scratch"][: len(arms)]
+    assert compared_with(name) == ablation.against
+
+
+def test_from_scratch_an_ablation_is_compared_with_scratch_of_that_length() -> None:
+    assert compared_with("half_the_steps_scratch") == "scratch"
+    assert compared_with("finetune_lr_1e-2_scratch") == "half_the_steps_scratch"
+    # through the ablation of the pre-training between them
+    assert compared_with("without_vit_scratch") == "half_the_steps_scratch"
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -458,7 +472,13 @@ class TestReport:
     """Made records: pre-trained is 3 points better (1 worse at 20 labels); scratch rises to its end at 10 labels."""
 
     EPOCHS = 16
-    ABLATED = {"mask_ratio_0.5": 0.62, SHORT_PRETRAINING: 0.61, HALF_THE_STEPS: 0.59, f"{HALF_THE_STEPS}_scratch": 0.55}
+    ABLATED = {
+        "mask_ratio_0.5": 0.62,
+        BRIEF_PRETRAINING: 0.61,
+        SHORT_PRETRAINING: 0.605,
+        HALF_THE_STEPS: 0.59,
+        f"{HALF_THE_STEPS}_scratch": 0.55,
+    }
     FINAL = {"pretrained": 0.63, "scratch": 0.60, "stock": 0.5, **ABLATED}
 
     def record(self, arm: str, labels: int, seed: int) -> dict[str, Any]:
@@ -509,7 +529,7 @@ class TestReport:
         assert [row["arm"] for row in results.rows("runs")] == ["pretrained"] * 6 + ["scratch"] * 6 + ["stock"] * 6
         assert results.rows("runs")[0]["dice"] == "0.63000" and results.rows("runs")[0]["dice_2"] == "0.62850"
         assert [row["arm"] for row in results.rows("ablations")] == [arm for arm in sorted(self.ABLATED) for _ in "01"]
-        assert len(results.rows("cases")) == 26 * 4 and len(results.rows("curves")) == 26 * self.EPOCHS
+        assert len(results.rows("cases")) == 28 * 4 and len(results.rows("curves")) == 28 * self.EPOCHS
         assert [(row["val_loss"], row["probe"]) for row in results.rows("pretraining")] == [("1.1", ""), ("0.8", "0.5")]
         assert (results.folder / "logs" / "scratch_labels5_seed1.txt").read_text() == "$ nnUNetv2_train\nEpoch 0\n"
         assert (results.folder / "recipes" / "stock.json").is_file()
@@ -576,11 +596,13 @@ class TestReport:
         assert "50% of the steps at 20 labels (median of seeds) | never | no |" in goal
         ablations = TABLES["ablations"](results)
         for row in (
-            "| mask_ratio_0.5 | 5 | 2 | 62.5 (62.0 to 63.0) | short_pretraining | +1.0 [+1.0, +1.0] |",
-            "| short_pretraining | 5 | 2 | 61.5 (61.0 to 62.0) | pre-trained | -2.0 [-2.0, -2.0] |",
+            "| mask_ratio_0.5 | 5 | 2 | 62.5 (62.0 to 63.0) | brief_pretraining | +1.0 [+1.0, +1.0] |",
+            "| short_pretraining | 5 | 2 | 61.0 (60.5 to 61.5) | pre-trained | -2.5 [-2.5, -2.5] |",
             "| half_the_steps_scratch | 5 | 2 | 55.5 (55.0 to 56.0) | from scratch | -5.0 [-5.0, -5.0] |",
         ):
             assert row in ablations
+        lengths = TABLES["lengths"](results)
+        assert "| 5 | 112 | 2 | 59.5 (59.0 to 60.0) | 55.5 (55.0 to 56.0) | +4.0 [+4.0, +4.0] |" in lengths
         goals = TABLES["goal"](results)
         assert "| trained half as long, no worse than scratch trained in full at 5 labels | -1.0 | no |" in goals
         assert "| abc | 0 | 2 | a machine, 1 threads | 18 |" in TABLES["made_with"](results)

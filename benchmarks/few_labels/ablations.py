@@ -45,36 +45,52 @@ class Ablation:
         """What is trained with labels."""
         both: dict[str, Any] = {"recipe": self.finetune, "length": self.finetune_length, "network": self.network}
         arms = [Arm(name, self.pretraining(name), **both)]
-        return [*arms, Arm(f"{name}_scratch", **both)] if self.with_scratch else arms
+        return [*arms, Arm(f"{name}{SCRATCH}", **both)] if self.with_scratch else arms
 
 
-SHORT_PRETRAINING, HALF_THE_STEPS = "short_pretraining", "half_the_steps"
-# what takes a pre-training of its own is compared at a length at which it costs half an hour of one core
-_short = partial(Ablation, pretrain_length=0.24)
-_of_short = partial(_short, against=SHORT_PRETRAINING)
+SHORT_PRETRAINING, BRIEF_PRETRAINING = "short_pretraining", "brief_pretraining"
+HALF_THE_STEPS, TWICE_THE_STEPS = "half_the_steps", "twice_the_steps"
+# pre-training shows most where there are few steps to train with labels, and what takes a pre-training of its own is
+# compared at a length at which both take twenty minutes of one core
+_halved = partial(Ablation, finetune_length=0.5)
+_of_halved = partial(_halved, against=HALF_THE_STEPS)
+_brief = partial(_of_halved, pretrain_length=0.12)
+_of_brief = partial(_brief, against=BRIEF_PRETRAINING)
 
 ABLATIONS: Mapping[str, Ablation] = {
-    SHORT_PRETRAINING: _short(),
-    "mask_ratio_0.5": _of_short(pretrain={"mask_ratio": 0.5}),
-    "mask_ratio_0.6": _of_short(pretrain={"mask_ratio": 0.6}),
-    "mask_ratio_0.9": _of_short(pretrain={"mask_ratio": 0.9}),
+    SHORT_PRETRAINING: Ablation(pretrain_length=0.24),
+    HALF_THE_STEPS: _halved(with_scratch=True),
+    TWICE_THE_STEPS: Ablation(finetune_length=2, with_scratch=True),
+    "decoder_warmup_2_epochs": _of_halved(finetune={"decoder_warmup_epochs": 2}),
+    "encoder_frozen_2_epochs": _of_halved(finetune={"encoder_hold_epochs": 2}),
+    "layer_decay_0.75": _of_halved(finetune={"layer_decay": 0.75}),
+    "finetune_lr_1e-3": _of_halved(finetune={"initial_lr": 1e-3}, with_scratch=True),
+    "finetune_lr_1e-2": _of_halved(finetune={"initial_lr": 1e-2}, with_scratch=True),
+    BRIEF_PRETRAINING: _brief(),
+    "mask_ratio_0.5": _of_brief(pretrain={"mask_ratio": 0.5}),
+    "mask_ratio_0.6": _of_brief(pretrain={"mask_ratio": 0.6}),
+    "mask_ratio_0.9": _of_brief(pretrain={"mask_ratio": 0.9}),
     # 192 is the default of preset S with the four stages of this data
-    "decoder_width_48": _of_short(pretrain={"decoder_width": 48}),
-    "decoder_width_192": _of_short(pretrain={"decoder_width": 192}),
-    "without_vit": _of_short(network={"vit_n_blocks": 0}, with_scratch=True),
-    "intensity_augmentation_of_input": _of_short(pretrain={"intensity_augmentation": "input"}),
-    "intensity_augmentation_of_both": _of_short(pretrain={"intensity_augmentation": "both"}),
-    "mask_block_2": _of_short(pretrain={"mask_block": 2}),
-    "targets_not_standardised": _of_short(pretrain={"standardise_targets": False}),
-    HALF_THE_STEPS: Ablation(finetune_length=0.5, with_scratch=True),
-    "decoder_warmup_5_epochs": Ablation(finetune={"decoder_warmup_epochs": 5}),
-    "encoder_frozen_5_epochs": Ablation(finetune={"encoder_hold_epochs": 5}),
-    "layer_decay_0.75": Ablation(finetune={"layer_decay": 0.75}),
-    "finetune_lr_1e-3": Ablation(finetune={"initial_lr": 1e-3}, with_scratch=True),
-    "finetune_lr_1e-2": Ablation(finetune={"initial_lr": 1e-2}, with_scratch=True),
+    "decoder_width_48": _of_brief(pretrain={"decoder_width": 48}),
+    "decoder_width_192": _of_brief(pretrain={"decoder_width": 192}),
+    "without_vit": _of_brief(network={"vit_n_blocks": 0}, with_scratch=True),
+    "intensity_augmentation_of_input": _of_brief(pretrain={"intensity_augmentation": "input"}),
+    "intensity_augmentation_of_both": _of_brief(pretrain={"intensity_augmentation": "both"}),
+    "mask_block_2": _of_brief(pretrain={"mask_block": 2}),
+    "targets_not_standardised": _of_brief(pretrain={"standardise_targets": False}),
 }
+
+SCRATCH = "_scratch"
 
 
 def compared_with(arm: str) -> str:
-    """The arm or ablation that differs from this one of an ablation in one thing alone."""
-    return ABLATIONS[arm].against if arm in ABLATIONS else "scratch"
+    """The arm or ablation that differs from this one of an ablation in one thing alone.
+
+    Training from random weights has no pre-training to differ in: there it is the next one that was trained so, too.
+    """
+    if arm in ABLATIONS:
+        return ABLATIONS[arm].against
+    against = ABLATIONS[arm.removesuffix(SCRATCH)].against
+    while against in ABLATIONS and not ABLATIONS[against].with_scratch:
+        against = ABLATIONS[against].against
+    return against + SCRATCH if against in ABLATIONS else "scratch"

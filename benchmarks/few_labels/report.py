@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.few_labels.ablations import HALF_THE_STEPS, compared_with
+from benchmarks.few_labels.ablations import HALF_THE_STEPS, SCRATCH, TWICE_THE_STEPS, compared_with
 from benchmarks.few_labels.arms import ARMS, REFERENCE
 from benchmarks.few_labels.comparison import (
     SMOOTHED_OVER,
@@ -146,6 +146,21 @@ def goal_table(results: Results) -> str:
     return markdown(["goal", "measured", "met"], rows)
 
 
+def lengths_table(results: Results) -> str:
+    """What pre-training gives where fine-tuning is shorter or longer."""
+    pairs = [("pretrained", "scratch"), *((name, name + SCRATCH) for name in (HALF_THE_STEPS, TWICE_THE_STEPS))]
+    rows = []
+    for labels in LABELS:
+        for pair in pairs:
+            seeds = results.seeds(labels, *pair)
+            if seeds:
+                steps = results.curve(pair[0], labels, seeds[0])[0][-1]
+                dice = (_mean_and_range(results.dice(arm, labels, seeds).mean(1)) for arm in pair)
+                rows.append((labels, steps, len(seeds), *dice, _interval(_difference(results, labels, *pair, seeds))))
+    columns = ["labelled", "steps", "seeds", "pre-trained", "from scratch", "difference [95 % interval]"]
+    return markdown(columns, [[str(cell) for cell in row] for row in sorted(rows, key=lambda row: row[:2])])
+
+
 def pretraining_table(results: Results) -> str:
     """What pre-training reached."""
     columns = ["pretraining", "steps", "first loss", "last loss", "loss of whole cases", "probe before", "last probe"]
@@ -183,6 +198,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "seeds": seed_table,
     "differences": difference_table,
     "steps": steps_table,
+    "lengths": lengths_table,
     "pretraining": pretraining_table,
     "ablations": ablation_table,
     "made_with": made_with,
