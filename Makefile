@@ -14,6 +14,8 @@ NNUNETV2 ?= nnunetv2==2.8.1
 
 # a file of tests runs in one process: its tests share a project
 TEST_PROCESSES ?= 2
+# on a CPU nnU-Net's commands take a thread per core whatever OMP_NUM_THREADS says; where several of them run, threads
+# that wait for each other must not keep a core busy: hence OMP_WAIT_POLICY
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,7 +59,7 @@ test: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MKDOCS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 docs: env
 	$(MKDOCS)

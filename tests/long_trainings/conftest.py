@@ -64,6 +64,7 @@ class Commands:
             "RECORD": str(record),
             "PYTHONPATH": str(REPOSITORY),
             "INCIDENT": "",
+            "VALIDATE": "0",
         }
         return self.project.variables() | RECIPE | fixed | variables
 

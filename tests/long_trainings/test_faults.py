@@ -58,7 +58,7 @@ def test_a_full_disk(commands: Commands, tmp_path: Path) -> None:
 
 
 def test_a_results_folder_that_vanishes(commands: Commands, tmp_path: Path) -> None:
-    run = commands.train(FINETUNER, tmp_path, INCIDENT="remove@0.2", **TWO_EPOCHS)
+    run = commands.train(FINETUNER, tmp_path, INCIDENT="remove@0.2", VALIDATE="1", **TWO_EPOCHS)
     folder = run.folder(FINETUNER)
     assert f"the results folder {folder} was gone, and is made anew" in run.printed
     log = next(folder.glob("training_log_*")).read_text()
@@ -91,6 +91,7 @@ def test_a_damaged_case_and_a_case_of_nan(commands: Commands, tmp_path: Path, tr
     assert all_finite(final["network_weights"]) and np.isfinite(final["logging"]["train_losses"]).all()
 
     damage(configuration / f"{validated}.b2nd")
+    more["VALIDATE"] = "1"
     fault = f"case {validated}: its image in {configuration} cannot be read"
     if trainer == PRETRAINER:
         run = commands.train(trainer, tmp_path / "results", "--val", **more)

@@ -61,7 +61,7 @@ def torchrun(
 def test_processes_train_one_network(
     commands: Commands, tmp_path: Path, trainer: str, nodes: int, per_node: int, batch: int
 ) -> None:
-    ended = torchrun(commands, tmp_path, trainer, nodes, per_node, HYSPARK_BATCH_SIZE=str(batch), **STEPS)
+    ended = torchrun(commands, tmp_path, trainer, nodes, per_node, VALIDATE="1", HYSPARK_BATCH_SIZE=str(batch), **STEPS)
     assert [code for code, _ in ended] == [0] * nodes, "\n".join(text[-5000:] for _, text in ended)
     ranks = range(nodes * per_node)
     runs = Run(tmp_path, tmp_path / "record", Path(), 0)

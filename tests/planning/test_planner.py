@@ -111,7 +111,7 @@ def test_the_commands_offer_the_presets() -> None:
 
 
 def test_nothing_fits(folders: Path) -> None:
-    make_dataset(folders, 33, (300, 400, 400), (1.5, 1.0, 1.0))
+    make_dataset(folders, 33, (100, 120, 120), (1.5, 1.0, 1.0))
     with pytest.raises(ValueError, match="no patch fits: .* memory target of 0.9 GB .* raise -gpu_memory_target"):
         HySparKPlanner(33, 0.9, preset="S").plan_experiment()
     with pytest.raises(ValueError, match="preset is 'XL', but it must be one of S, B, L"):

@@ -1,7 +1,7 @@
 """The trainers with a record of every step, and with incidents; nnU-Net finds them through nnUNet_extTrainer.
 
 RECORD: file that gets a JSON line per step. INCIDENT: "what@epoch.step" with what a signal's name or "remove", which
-removes the results folder.
+removes the results folder. VALIDATE: "0" leaves out the last validation of whole cases.
 """
 
 import copy
@@ -47,6 +47,10 @@ class Recording:
         super().on_train_end()
         parameters = torch.cat([p.detach().flatten() for p in self.bare_network.parameters()])
         torch.save(parameters, f"{os.environ['RECORD']}.{self.local_rank}.pt")
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if os.environ["VALIDATE"] != "0":
+            super().perform_actual_validation(save_probabilities)
 
     def difference_from_one_process(self, batch: dict) -> float | None:
         """How far DDP's gradients are from those of one process with the joint batch, as a part of the latter.
