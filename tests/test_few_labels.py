@@ -602,7 +602,7 @@ class TestReport:
         ):
             assert row in ablations
         lengths = TABLES["lengths"](results)
-        assert "| 5 | 112 | 2 | 59.5 (59.0 to 60.0) | 55.5 (55.0 to 56.0) | +4.0 [+4.0, +4.0] |" in lengths
+        assert "| 5 | 112 | 59.5 (59.0 to 60.0) | 55.5 (55.0 to 56.0) | +4.0, +4.0 | +4.0 [+4.0, +4.0] |" in lengths
         goals = TABLES["goal"](results)
         assert "| trained half as long, no worse than scratch trained in full at 5 labels | -1.0 | no |" in goals
         assert "| abc | 0 | 2 | a machine, 1 threads | 18 |" in TABLES["made_with"](results)
