@@ -14,8 +14,6 @@ NNUNETV2 ?= nnunetv2==2.8.1
 
 # a file of tests runs in one process: its tests share a project
 TEST_PROCESSES ?= 2
-# on a CPU nnU-Net's commands take a thread per core whatever OMP_NUM_THREADS says; where several of them run, threads
-# that wait for each other must not keep a core busy: hence OMP_WAIT_POLICY
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -54,6 +52,8 @@ $(STAMP): setup.py pyproject.toml $(PINS)
 demo: env
 	$(BIN)/python -m hyspark_nnunet.demo
 
+# On a CPU nnU-Net's commands take a thread per core whatever OMP_NUM_THREADS says; where several of them run, threads
+# that wait for each other must not keep a core busy: hence OMP_WAIT_POLICY.
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

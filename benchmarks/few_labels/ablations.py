@@ -11,6 +11,8 @@ from typing import Any
 
 from benchmarks.few_labels.arms import REFERENCE, Arm, Pretraining
 
+SCRATCH = "_scratch"  # what the same training from random weights is called by, after the ablation's name
+
 
 @dataclass(frozen=True)
 class Ablation:
@@ -79,8 +81,6 @@ ABLATIONS: Mapping[str, Ablation] = {
     "mask_block_2": _of_brief(pretrain={"mask_block": 2}),
     "targets_not_standardised": _of_brief(pretrain={"standardise_targets": False}),
 }
-
-SCRATCH = "_scratch"
 
 
 def compared_with(arm: str) -> str:

@@ -155,9 +155,10 @@ def lengths_table(results: Results) -> str:
             seeds = results.seeds(labels, *pair)
             if seeds:
                 steps = results.curve(pair[0], labels, seeds[0])[0][-1]
-                means = [results.dice(arm, labels, seeds).mean(1) for arm in pair]
+                dice = [results.dice(arm, labels, seeds) for arm in pair]
+                means = [of_arm.mean(1) for of_arm in dice]
                 by_seed = ", ".join(f"{gain:+.1f}" for gain in means[0] - means[1])
-                difference = _interval(_difference(results, labels, *pair, seeds))
+                difference = _interval(paired_difference(*dice))
                 rows.append((labels, steps, *map(_mean_and_range, means), by_seed, difference))
     columns = ["labelled", "steps", "pre-trained", "from scratch", "difference per seed", "mean [95 % interval]"]
     return markdown(columns, [[str(cell) for cell in row] for row in sorted(rows, key=lambda row: row[:2])])
