@@ -6,6 +6,8 @@ NCCL on CUDA, gloo on the CPU. Without torchrun it is nnUNetv2_train itself.
 """
 
 import argparse
+import atexit
+import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -43,8 +45,26 @@ def main() -> None:
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
         run_training_entry()
+    except SystemExit as ended:
+        # a training that was asked to stop ends as one that is done
+        if ended.code:
+            raise
     finally:
         dist.destroy_process_group()
+    if device != "cuda":
+        leave()
+
+
+def leave() -> None:
+    """Ends the process, with code 0, without the interpreter's finalization.
+
+    gloo's threads outlive their group where DDP has used it. One that frees a tensor during the finalization aborts
+    the process, and torchrun calls a training that is done a failure.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def launch_arguments(argv: Sequence[str]) -> tuple[str, str, int]:

@@ -122,3 +122,26 @@ def test_what_the_launcher_refuses(more: list[str], message: str, monkeypatch: p
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     with pytest.raises(SystemExit, match=message):
         train.main()
+
+
+def test_a_process_leaves_without_the_interpreters_finalization() -> None:
+    """It may abort in the finalization; what was printed and what is registered at exit is not lost."""
+    program = """
+import atexit, sys
+from hyspark_nnunet.train import leave
+
+class Finalized:
+    def __del__(self):
+        print("finalized", flush=True)
+
+kept = Finalized()
+atexit.register(print, "registered")
+print("printed", end=" ")
+if sys.argv[1] == "leave":
+    leave()
+"""
+    printed = {}
+    for way in ("leave", "end"):
+        ended = subprocess.run([sys.executable, "-c", program, way], capture_output=True, text=True, check=True)
+        printed[way] = ended.stdout.split()
+    assert printed == {"leave": ["printed", "registered"], "end": ["printed", "registered", "finalized"]}
