@@ -65,6 +65,8 @@ ABLATIONS: Mapping[str, Ablation] = {
     TWICE_THE_STEPS: Ablation(finetune_length=2, with_scratch=True),
     "decoder_warmup_2_epochs": _of_halved(finetune={"decoder_warmup_epochs": 2}),
     "encoder_frozen_2_epochs": _of_halved(finetune={"encoder_hold_epochs": 2}),
+    "layer_decay_0.5": _of_halved(finetune={"layer_decay": 0.5}),
+    "layer_decay_0.9": _of_halved(finetune={"layer_decay": 0.9}),
     "layer_decay_0.75": _of_halved(finetune={"layer_decay": 0.75}, with_scratch=True),
     "finetune_lr_1e-3": _of_halved(finetune={"initial_lr": 1e-3}, with_scratch=True),
     "finetune_lr_1e-2": _of_halved(finetune={"initial_lr": 1e-2}, with_scratch=True),
