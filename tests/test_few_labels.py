@@ -143,6 +143,12 @@ class TestComparison:
 class TestSettings:
     OPTIONS = ("prepare", "--data", "nowhere")
 
+    @pytest.mark.parametrize("option", ["--jobs", "--cores"])
+    def test_counts_begin_at_one(self, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            main(["prepare", "--work", str(tmp_path), option, "0"])
+        assert f"argument {option}: 0: 1 or more" in capsys.readouterr().err
+
     def test_the_first_command_fixes_them(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         work = ["--work", str(tmp_path)]
         assert main([*self.OPTIONS, *work, "--finetune-epochs", "7"]) == 1  # there are no data

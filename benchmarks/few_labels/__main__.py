@@ -100,6 +100,14 @@ def run_all(benchmark: Benchmark) -> None:
     benchmark.finetune(ARMS.values())
 
 
+def at_least_one(text: str) -> int:
+    """A whole number from 1 on, as a type of argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: 1 or more")
+    return number
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; each command leaves its function in ``run``."""
     parser = argparse.ArgumentParser(
@@ -113,11 +121,11 @@ def build_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False, parents=[folder])
     shared.add_argument("--data", type=Path, default=DATA, help="folder that holds hippocampus/ (default: %(default)s)")
     shared.add_argument(
-        "--jobs", type=int, default=1, help="trainings side by side, which share the cores (default: 1)"
+        "--jobs", type=at_least_one, default=1, help="trainings side by side, which share the cores (default: 1)"
     )
     shared.add_argument(
         "--cores",
-        type=int,
+        type=at_least_one,
         metavar="N",
         help="how many cores this command takes, where others run beside it (default: all)",
     )
