@@ -52,6 +52,7 @@ class Ablation:
 
 SHORT_PRETRAINING, BRIEF_PRETRAINING = "short_pretraining", "brief_pretraining"
 HALF_THE_STEPS, TWICE_THE_STEPS = "half_the_steps", "twice_the_steps"
+ALL_LAYERS_ALIKE = "layer_decay_1"
 # pre-training shows most where there are few steps to train with labels, and what takes a pre-training of its own is
 # compared at a length at which both take twenty minutes of one core
 _halved = partial(Ablation, finetune_length=0.5)
@@ -60,14 +61,17 @@ _brief = partial(_of_halved, pretrain_length=0.12)
 _of_brief = partial(_brief, against=BRIEF_PRETRAINING)
 
 ABLATIONS: Mapping[str, Ablation] = {
-    SHORT_PRETRAINING: Ablation(pretrain_length=0.24),
     HALF_THE_STEPS: _halved(with_scratch=True),
     TWICE_THE_STEPS: Ablation(finetune_length=2, with_scratch=True),
+    ALL_LAYERS_ALIKE: Ablation(finetune={"layer_decay": 1.0}, with_scratch=True),
+    SHORT_PRETRAINING: Ablation(pretrain_length=0.24, finetune={"layer_decay": 1.0}, against=ALL_LAYERS_ALIKE),
+    f"{HALF_THE_STEPS}_{ALL_LAYERS_ALIKE}": _of_halved(finetune={"layer_decay": 1.0}, with_scratch=True),
+    f"{HALF_THE_STEPS}_layer_decay_0.25": _of_halved(finetune={"layer_decay": 0.25}),
+    # with a decay for layers that were not trained before, too
+    f"{HALF_THE_STEPS}_layer_decay_0.75": _of_halved(finetune={"layer_decay": 0.75}, with_scratch=True),
+    f"{HALF_THE_STEPS}_layer_decay_0.9": _of_halved(finetune={"layer_decay": 0.9}),
     "decoder_warmup_2_epochs": _of_halved(finetune={"decoder_warmup_epochs": 2}),
     "encoder_frozen_2_epochs": _of_halved(finetune={"encoder_hold_epochs": 2}),
-    "layer_decay_0.5": _of_halved(finetune={"layer_decay": 0.5}),
-    "layer_decay_0.9": _of_halved(finetune={"layer_decay": 0.9}),
-    "layer_decay_0.75": _of_halved(finetune={"layer_decay": 0.75}, with_scratch=True),
     "finetune_lr_1e-3": _of_halved(finetune={"initial_lr": 1e-3}, with_scratch=True),
     "finetune_lr_1e-2": _of_halved(finetune={"initial_lr": 1e-2}, with_scratch=True),
     BRIEF_PRETRAINING: _brief(),

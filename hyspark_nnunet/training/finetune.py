@@ -1,5 +1,6 @@
 """Fine-tuning the pre-trained encoder for segmentation."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,16 @@ from torch import Tensor, nn
 
 from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
+from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.training.loader_processes import augmenter
-from hyspark_nnunet.training.optimization import drop_frozen, parameter_groups, skip_frozen
+from hyspark_nnunet.training.optimization import (
+    drop_frozen,
+    layer_rates,
+    parameter_groups,
+    rates_of_groups,
+    skip_frozen,
+)
 from hyspark_nnunet.training.ranks import world_size
 from hyspark_nnunet.training.recipe import FinetuneRecipe
 from hyspark_nnunet.training.recipe_fields import variable_name
@@ -50,6 +58,8 @@ class HySparKFinetuneTrainer(HySparKTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
+        # of a training that began from a file; else the recipe says
+        self._layer_rates: Mapping[str, float] | None = None
         # nnU-Net gives the coarsest output no weight: with a single output nothing would be left to train on
         n_stages = encoder_arguments(self.configuration_manager, self.recipe.preset)["n_stages"]
         self.enable_deep_supervision = n_stages > 2
@@ -89,9 +99,23 @@ class HySparKFinetuneTrainer(HySparKTrainer):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The encoder apart where the recipe treats it otherwise."""
         apart = self.recipe.decoder_warmup_epochs > 0 or self.recipe.encoder_hold_epochs > 0
-        return parameter_groups(
-            self.bare_network, self.weight_decay, self.initial_lr, apart, layer_decay=self.recipe.layer_decay
-        )
+        rates = self._layer_rates
+        if rates is None:
+            decay = self.recipe.layer_decay
+            rates = {} if decay is None else layer_rates(self.bare_network, decay)
+        return parameter_groups(self.bare_network, self.weight_decay, self.initial_lr, apart, rates)
+
+    def weights_came(self, report: TransferReport) -> None:
+        """Pre-trained layers train at rates of their own."""
+        at_random = [entry.name for entry in report.entries if entry.fate == "random"]
+        self._layer_rates = layer_rates(self.bare_network, self.recipe.layer_decay, at_random)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+
+    def follow_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Rates of layers tell whether the training began from a file, unless the recipe is another now."""
+        if checkpoint.get("recipe", {}).get("layer_decay") == self.recipe.layer_decay:
+            self._layer_rates = rates_of_groups(self.bare_network, checkpoint["optimizer_state"]["param_groups"])
+            self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def group_notes(self) -> dict[str, str]:
         alone, hold, factor = (

@@ -1,7 +1,8 @@
 """Parameter groups of both trainers' AdamW."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -9,10 +10,17 @@ from torch.optim import Optimizer
 
 ENCODER, REST = "encoder", "decoder"
 WEIGHTS, EXEMPT = "weights", "norms, biases, mask tokens"
+# of the decoder's rate: a decay of 0.5 with preset S and four stages (docs/results.md), of 0.75 with preset B and five,
+# as BEiT and MAE have it
+FIRST_LAYER_RATE = 1 / 128
 
 
 def parameter_groups(
-    network: nn.Module, weight_decay: float, learning_rate: float, apart: bool = False, layer_decay: float = 1.0
+    network: nn.Module,
+    weight_decay: float,
+    learning_rate: float,
+    apart: bool = False,
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Weights, which decay, and norms, biases and mask tokens, which do not; the encoder's apart where asked for.
 
@@ -20,25 +28,22 @@ def parameter_groups(
     computed, and so are no parameters.)
 
     Args:
-        network: its parameters that require a gradient.
+        network: ours; parameters that DDP was told not to wait for are in the groups, too, as without DDP.
         weight_decay: of the weights.
         learning_rate: peak rate of all but the encoder.
         apart: the encoder has groups of its own.
-        layer_decay: factor on the rate from each layer of the encoder to the one before it, see ``encoder_layers``;
-            the last layer's rate is ``learning_rate * layer_decay``, as in BEiT (arXiv 2106.08254). Below 1 every
-            layer has groups of its own.
+        rates: factor on the rate of each layer of the encoder (``layer_rates``), which all have groups of their own
+            then; empty: all alike.
 
     Returns:
         groups for torch.optim.AdamW, each with a ``name`` and a ``part`` ("encoder" or "decoder"; "decoder" for all
         where the encoder is not apart). A group without a parameter is left out.
     """
-    layers = encoder_layers(network) if layer_decay < 1 else {}
+    layers = encoder_layers(network) if rates else {}
     n_layers = 1 + max(layers.values(), default=-1)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_encoder = (apart or layer_decay < 1) and name.startswith("encoder.")
+        is_encoder = (apart or bool(rates)) and name.startswith("encoder.")
         # distance from the decoder: 0 for the decoder, 1 for the last layer of the encoder
         distance = n_layers - layers[layer_of(name)] if is_encoder and layers else int(is_encoder)
         is_exempt = parameter.ndim <= 1 or "mask_tokens" in name
@@ -50,10 +55,45 @@ def parameter_groups(
             "part": ENCODER if is_encoder else REST,
             "params": [],
             "weight_decay": 0.0 if is_exempt else weight_decay,
-            "lr": learning_rate * (layer_decay**distance if is_encoder else 1.0),
+            "lr": learning_rate * (rates[part] if is_encoder and layers else 1.0),
         }
         groups.setdefault((distance, is_exempt), empty)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
+
+
+def layer_rates(network: nn.Module, decay: float | None, at_random: Collection[str] = ()) -> dict[str, float]:
+    """Factors on the learning rates of the encoder's layers: the last has ``decay``, the one before it its square.
+
+    As in BEiT (arXiv 2106.08254).
+
+    Args:
+        network: ours.
+        decay: from each layer to the one before it, in (0, 1]; None: such that the first layer has
+            ``FIRST_LAYER_RATE``, however many there are.
+        at_random: parameters that did not come from a file; layers that hold one train as the decoder does.
+
+    Returns:
+        factor of each of ``encoder_layers``; none where all are alike.
+    """
+    layers = encoder_layers(network)
+    n_layers = 1 + max(layers.values())
+    if decay is None:
+        decay = FIRST_LAYER_RATE ** (1 / n_layers)
+    if decay == 1:
+        return {}
+    new = {layers[layer_of(name)] for name in at_random if name.startswith("encoder.")}
+    return {name: 1.0 if number in new else decay ** (n_layers - number) for name, number in layers.items()}
+
+
+def rates_of_groups(network: nn.Module, groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The ``layer_rates`` that an optimizer's groups were made with."""
+    rates = [group.get("initial_lr", group["lr"]) for group in groups]
+    found = {
+        group.get("name", "").partition(":")[0]: rate / rates[0] for group, rate in zip(groups, rates, strict=True)
+    }
+    layers = encoder_layers(network)
+    first_names = {number: name for name, number in reversed(layers.items())}
+    return {name: found[first_names[number]] for name, number in layers.items() if first_names[number] in found}
 
 
 def layer_of(name: str) -> str:

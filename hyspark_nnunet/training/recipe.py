@@ -286,13 +286,13 @@ class FinetuneRecipe(Recipe):
         source=OURS,
         meaning="the encoder's part of the learning rate in its first encoder_hold_epochs; 0 freezes it",
     )
-    layer_decay: float = documented(
-        1.0,
+    layer_decay: float | None = documented(
+        None,
         ABOVE_ZERO_TO_ONE,
         unit="per layer",
         source=OURS,
         meaning="factor on the learning rate from each layer of the encoder (stem, stage, transformer block) to the "
-        "one before it; 1: all alike",
+        "one before it; 1: all alike; none: with -pretrained_weights such that the stem has 1/128 of the rate, else 1",
     )
 
     def __post_init__(self) -> None:

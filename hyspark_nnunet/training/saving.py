@@ -193,6 +193,7 @@ class SavedTraining(TrainingLoop):
         if differing:
             raise ValueError("the checkpoint does not fit the plan as it is now:\n" + "\n".join(differing))
         self._unfit_optimizer = None
+        self.follow_optimizer(checkpoint)
         try:
             self._check_same_groups(checkpoint)
         except ValueError as error:
@@ -278,6 +279,9 @@ class SavedTraining(TrainingLoop):
                 f"num_epochs was {state['num_epochs']} and is {self.num_epochs}: what was left of the learning rate's "
                 f"curve, from {self.lr_scheduler.progress(epochs):.0%} on, is stretched over the epochs that are left."
             )
+
+    def follow_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Makes the optimizer anew where it follows from how the checkpoint's training began, not from the recipe."""
 
     def _check_same_groups(self, checkpoint: dict[str, Any]) -> None:
         """PyTorch's own message on other groups does not say what to do."""

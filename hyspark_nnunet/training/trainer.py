@@ -19,6 +19,7 @@ from torch import nn
 from hyspark_nnunet.architectures.from_plans import check_preset
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.checkpoints.description import describe_network
+from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.datasets.preprocessed import check_holds_cases
@@ -177,9 +178,7 @@ class HySparKTrainer(DistributedTraining):
         """AdamW; norms, biases and mask tokens do not decay."""
         # not of self.network: torch.compile's wrapper gives the parameters other names
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.initial_lr)
-        scheduler = self.build_scheduler(optimizer)
-        self.print_to_log_file(f"\n{describe_groups(optimizer, self.group_notes())}\n", add_timestamp=False)
-        return optimizer, scheduler
+        return optimizer, self.build_scheduler(optimizer)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups."""
@@ -206,6 +205,8 @@ class HySparKTrainer(DistributedTraining):
         self.begin()
         if self._started_from is None:
             self.print_to_log_file("No -pretrained_weights given: training from random weights.")
+        # not when they are made: which weights it starts from may change them
+        self.print_to_log_file(f"\n{describe_groups(self.optimizer, self.group_notes())}\n", add_timestamp=False)
         self.make_split_in_turn()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
@@ -266,3 +267,7 @@ class HySparKTrainer(DistributedTraining):
         self.print_to_log_file(f"\nWeights from {path} ({weights.origin}):\n{report.table()}\n", add_timestamp=False)
         if self.local_rank == 0:
             report.save(Path(self.output_folder) / "pretrained_weights_report.json", path)
+        self.weights_came(report)
+
+    def weights_came(self, report: TransferReport) -> None:
+        """What else begins differently with weights of a file."""

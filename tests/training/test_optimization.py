@@ -15,7 +15,9 @@ from hyspark_nnunet.training.optimization import (
     describe_groups,
     encoder_layers,
     layer_of,
+    layer_rates,
     parameter_groups,
+    rates_of_groups,
     skip_frozen,
 )
 from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
@@ -50,7 +52,7 @@ class TestGroups:
     @pytest.mark.parametrize("apart", [False, True])
     @pytest.mark.parametrize("decay", [1.0, 0.5])
     def test_every_parameter_is_in_one_group(self, network, apart: bool, decay: float) -> None:
-        groups = parameter_groups(network, 0.04, 1e-3, apart, decay)
+        groups = parameter_groups(network, 0.04, 1e-3, apart, layer_rates(network, decay))
         found = [id(p) for group in groups for p in group["params"]]
         assert sorted(found) == sorted(id(p) for p in network.parameters())
         assert groups[0]["lr"] == 1e-3 and groups[0]["part"] == "decoder"  # the rate nnU-Net logs
@@ -70,13 +72,31 @@ class TestGroups:
         assert encoder == {n for n, _ in network.named_parameters() if n.startswith("encoder.")}
 
     def test_layer_decay(self, network) -> None:
-        groups = parameter_groups(network, 0.04, 1e-3, layer_decay=0.5)
+        groups = parameter_groups(network, 0.04, 1e-3, rates=layer_rates(network, 0.5))
         rates = {group["name"].partition(":")[0]: group["lr"] for group in groups}
         for distance, layer in enumerate(reversed(LAYERS), start=1):
             assert rates[layer] == pytest.approx(1e-3 * 0.5**distance)
         found = names_by_group(network, groups)
         last = found["transformer block 1: norms, biases, mask tokens"]
         assert "encoder.vit.norm.weight" in last  # the final norm goes with the last block
+
+    def test_by_default_the_first_layer_has_a_fixed_part_of_the_rate(self, network) -> None:
+        rates = layer_rates(network, None)
+        assert rates["stem"] == pytest.approx(1 / 128)
+        assert rates["transformer block 1"] == rates["final norm"] == pytest.approx((1 / 128) ** (1 / 6))
+
+    def test_layers_at_random_weights_have_the_whole_rate(self, network) -> None:
+        names = ["encoder.stages.2.blocks.0.conv.weight", "encoder.vit.norm.bias", "decoder.seg_layers.0.weight"]
+        rates = layer_rates(network, 0.5, names)
+        found = {layer: rates[layer] for layer in LAYERS}
+        expected = [0.5**6, 0.5**5, 0.5**4, 1, 0.5**2, 1]
+        assert found == dict(zip(LAYERS, expected, strict=True)) and rates["final norm"] == 1
+
+    @pytest.mark.parametrize("rates", [0.5, None, 1.0])
+    def test_the_groups_tell_the_rates(self, network, rates: float | None) -> None:
+        wanted = layer_rates(network, rates)
+        groups = parameter_groups(network, 0.04, 1e-3, apart=True, rates=wanted)
+        assert rates_of_groups(network, groups) == pytest.approx(wanted)
 
     def test_layers_count_from_the_input(self, network) -> None:
         layers = encoder_layers(network)
@@ -94,7 +114,9 @@ class TestGroups:
 
 def optimizer_and_schedule(network, epochs=10, alone=0, hold=0, factor=0.0, layer_decay=1.0):
     """As HySparKFinetuneTrainer makes them, without a warm-up."""
-    optimizer = torch.optim.AdamW(parameter_groups(network, 0.04, 1e-2, True, layer_decay), lr=1e-2)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(network, 0.04, 1e-2, True, layer_rates(network, layer_decay)), lr=1e-2
+    )
     optimizer.register_step_pre_hook(skip_frozen)
     curve = partial(decoder_first, alone_fraction=alone / epochs, curve=partial(warmup_polynomial, warmup_fraction=0))
     back = partial(held_back, frozen_fraction=alone / epochs, hold_fraction=hold / epochs, hold_factor=factor)

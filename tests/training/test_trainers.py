@@ -10,8 +10,10 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.architectures.from_plans import n_stages_taken
+from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.training.continuing import BEST, FINAL
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
+from hyspark_nnunet.training.optimization import describe_groups
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from hyspark_nnunet.training.stepping import take_step
 from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
@@ -221,13 +223,13 @@ class TestFinetuningSchedules:
         trainer.lr_scheduler.step(epoch)
         return {group["part"]: group["lr"] for group in trainer.optimizer.param_groups}
 
-    def test_frozen_encoder(self, capsys: pytest.CaptureFixture) -> None:
+    def test_frozen_encoder(self) -> None:
         trainer = self.trainer(encoder_hold_epochs=4)
         assert self.rates(trainer, 3.9)["encoder"] == 0 < self.rates(trainer, 3.9)["decoder"]
         rates = self.rates(trainer, 4)
         assert rates["encoder"] == rates["decoder"] == pytest.approx(1e-4 * 0.6**0.9)
-        printed = capsys.readouterr().out
-        assert printed.count("parameter group ") == 1 and printed.count("frozen for 4 epochs") == 2
+        table = describe_groups(trainer.optimizer, trainer.group_notes())
+        assert table.count("parameter group ") == 1 and table.count("frozen for 4 epochs") == 2
         # the hook that drops gradients of a rate of zero
         self.rates(trainer, 0)
         for parameter in trainer.network.parameters():
@@ -252,6 +254,42 @@ class TestFinetuningSchedules:
         assert rates[0] == 1e-4 == max(rates)
         # stem, four stages, two transformer blocks
         assert min(rates) == pytest.approx(1e-4 * 0.5**7)
+
+    def report(self, trainer, at_random: str = "nothing") -> TransferReport:
+        report = TransferReport()
+        for name, parameter in trainer.network.named_parameters():
+            report.add(name, "random" if name.startswith(at_random) else "loaded", parameter.numel())
+        return report
+
+    def rate_of_layers(self, trainer) -> dict[str, float]:
+        groups = trainer.optimizer.param_groups
+        return {group["name"].partition(":")[0]: group["initial_lr"] / groups[0]["initial_lr"] for group in groups}
+
+    def test_with_weights_of_a_file_layers_have_rates_of_their_own(self) -> None:
+        trainer = self.trainer()
+        assert {group["part"] for group in trainer.optimizer.param_groups} == {"decoder"}  # all alike
+        trainer.weights_came(self.report(trainer, at_random="encoder.stages.3."))
+        rates = self.rate_of_layers(trainer)
+        # stem, four stages, two transformer blocks
+        assert rates["decoder"] == 1 and rates["transformer block 1"] == 0.5 and rates["stem"] == 0.5**7
+        assert rates["stage 3"] == 1  # new, unlike the layers around it
+        assert len(trainer.lr_scheduler.initial_lrs) == len(trainer.optimizer.param_groups) == 16
+
+    @pytest.mark.parametrize("fields", [{}, {"layer_decay": 0.75}, {"layer_decay": 1.0}])
+    def test_a_continued_training_keeps_the_rates_of_layers(self, fields: dict[str, float]) -> None:
+        for begun_with_weights in (False, True):
+            trainer, again = (self.trainer(**fields) for _ in range(2))
+            if begun_with_weights:
+                trainer.weights_came(self.report(trainer, at_random="encoder.stages.3."))
+            checkpoint = {"optimizer_state": trainer.optimizer.state_dict(), "recipe": trainer.recipe.as_dict()}
+            again.follow_optimizer(checkpoint)
+            again._check_same_groups(checkpoint)
+            assert self.rate_of_layers(again) == pytest.approx(self.rate_of_layers(trainer))
+
+    def test_a_continued_training_takes_a_decay_that_is_set_now(self) -> None:
+        trainer, again = self.trainer(layer_decay=0.5), self.trainer(layer_decay=0.75)
+        again.follow_optimizer({"optimizer_state": trainer.optimizer.state_dict(), "recipe": trainer.recipe.as_dict()})
+        assert self.rate_of_layers(again)["transformer block 1"] == 0.75
 
     def test_names_of_a_compiled_network(self) -> None:
         trainer = self.trainer()
