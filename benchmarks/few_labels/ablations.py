@@ -50,8 +50,9 @@ class Ablation:
         return [*arms, Arm(f"{name}{SCRATCH}", **both)] if self.with_scratch else arms
 
 
-SHORT_PRETRAINING, BRIEF_PRETRAINING = "short_pretraining", "brief_pretraining"
+BRIEF_PRETRAINING = "brief_pretraining"
 HALF_THE_STEPS, TWICE_THE_STEPS = "half_the_steps", "twice_the_steps"
+# what training from random weights has by default
 ALL_LAYERS_ALIKE = "layer_decay_1"
 # pre-training shows most where there are few steps to train with labels, and what takes a pre-training of its own is
 # compared at a length at which both take twenty minutes of one core
@@ -63,9 +64,9 @@ _of_brief = partial(_brief, against=BRIEF_PRETRAINING)
 ABLATIONS: Mapping[str, Ablation] = {
     HALF_THE_STEPS: _halved(with_scratch=True),
     TWICE_THE_STEPS: Ablation(finetune_length=2, with_scratch=True),
-    ALL_LAYERS_ALIKE: Ablation(finetune={"layer_decay": 1.0}, with_scratch=True),
-    SHORT_PRETRAINING: Ablation(pretrain_length=0.24, finetune={"layer_decay": 1.0}, against=ALL_LAYERS_ALIKE),
-    f"{HALF_THE_STEPS}_{ALL_LAYERS_ALIKE}": _of_halved(finetune={"layer_decay": 1.0}, with_scratch=True),
+    ALL_LAYERS_ALIKE: Ablation(finetune={"layer_decay": 1.0}),
+    "short_pretraining": Ablation(pretrain_length=0.24, finetune={"layer_decay": 1.0}, against=ALL_LAYERS_ALIKE),
+    f"{HALF_THE_STEPS}_{ALL_LAYERS_ALIKE}": _of_halved(finetune={"layer_decay": 1.0}),
     f"{HALF_THE_STEPS}_layer_decay_0.25": _of_halved(finetune={"layer_decay": 0.25}),
     # with a decay for layers that were not trained before, too
     f"{HALF_THE_STEPS}_layer_decay_0.75": _of_halved(finetune={"layer_decay": 0.75}, with_scratch=True),
