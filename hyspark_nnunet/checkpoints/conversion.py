@@ -129,8 +129,7 @@ def _to_nnunet(
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
     from hyspark_nnunet.checkpoints.dataset_network import network_of_dataset
-    from hyspark_nnunet.training.optimization import layer_rates, parameter_groups
-    from hyspark_nnunet.training.recipe import FinetuneRecipe
+    from hyspark_nnunet.training.optimization import parameter_groups
 
     preset = preset_of(sizes)
     network_sizes: dict[str, Any] = {"preset": preset} if preset else {}
@@ -160,9 +159,9 @@ def _to_nnunet(
             f"{file} does not fit {target.description['dataset']} as it is: {len(changed)} tensors would be adapted or "
             f"left out, first {changed[0]}. To adapt them, train with -pretrained_weights.\n{report.table()}"
         )
-    recipe = target.recipe
-    rates = layer_rates(target.network, recipe.layer_decay) if isinstance(recipe, FinetuneRecipe) else {}
-    optimizer = torch.optim.AdamW(parameter_groups(target.network, recipe.weight_decay, recipe.initial_lr, rates=rates))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(target.network, target.recipe.weight_decay, target.recipe.initial_lr)
+    )
     write_atomically(
         {
             "network_weights": target.network.state_dict(),

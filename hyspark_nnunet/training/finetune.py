@@ -106,13 +106,19 @@ class HySparKFinetuneTrainer(HySparKTrainer):
         return parameter_groups(self.bare_network, self.weight_decay, self.initial_lr, apart, rates)
 
     def weights_came(self, report: TransferReport) -> None:
-        """Pre-trained layers train at rates of their own."""
-        at_random = [entry.name for entry in report.entries if entry.fate == "random"]
+        """Gives the layers that the file filled rates of their own.
+
+        Those that it did not fill, or that had to be adapted, have to learn, at the whole rate.
+        """
+        at_random = [entry.name for entry in report.entries if entry.fate in ("random", "adapted")]
         self._layer_rates = layer_rates(self.bare_network, self.recipe.layer_decay, at_random)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def follow_optimizer(self, checkpoint: dict[str, Any]) -> None:
-        """Rates of layers tell whether the training began from a file, unless the recipe is another now."""
+        """Takes over the rates of the encoder's layers, which depend on the file that the training began from.
+
+        Where ``layer_decay`` is another now than it was, that one holds.
+        """
         if checkpoint.get("recipe", {}).get("layer_decay") == self.recipe.layer_decay:
             self._layer_rates = rates_of_groups(self.bare_network, checkpoint["optimizer_state"]["param_groups"])
             self.optimizer, self.lr_scheduler = self.configure_optimizers()

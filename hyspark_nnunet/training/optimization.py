@@ -10,8 +10,7 @@ from torch.optim import Optimizer
 
 ENCODER, REST = "encoder", "decoder"
 WEIGHTS, EXEMPT = "weights", "norms, biases, mask tokens"
-# of the decoder's rate: a decay of 0.5 with preset S and four stages (docs/results.md), of 0.75 with preset B and five,
-# as BEiT and MAE have it
+# of the decoder's rate: with the seven layers of preset S at four stages a decay of 0.5 (docs/results.md)
 FIRST_LAYER_RATE = 1 / 128
 
 
@@ -62,15 +61,15 @@ def parameter_groups(
 
 
 def layer_rates(network: nn.Module, decay: float | None, at_random: Collection[str] = ()) -> dict[str, float]:
-    """Factors on the learning rates of the encoder's layers: the last has ``decay``, the one before it its square.
+    """Factors on the learning rates of the encoder's layers, as in BEiT (arXiv 2106.08254).
 
-    As in BEiT (arXiv 2106.08254).
+    The last layer has the first power of ``decay``, the one before it the second, and so on.
 
     Args:
         network: ours.
         decay: from each layer to the one before it, in (0, 1]; None: such that the first layer has
             ``FIRST_LAYER_RATE``, however many there are.
-        at_random: parameters that did not come from a file; layers that hold one train as the decoder does.
+        at_random: parameters that did not come from a file as they are; layers that hold one have the whole rate.
 
     Returns:
         factor of each of ``encoder_layers``; none where all are alike.

@@ -188,6 +188,11 @@ class HySparKTrainer(DistributedTraining):
         """What the log says of the groups of a part, "encoder" or "decoder"."""
         return {}
 
+    def print_groups(self) -> None:
+        """The parameter groups, once it is known which weights the training starts from."""
+        self.advance_schedule()  # a checkpoint's optimizer brings the rates of its recipe
+        self.print_to_log_file(f"\n{describe_groups(self.optimizer, self.group_notes())}\n", add_timestamp=False)
+
     def autocast(self) -> Any:
         """Half precision where nnU-Net takes it: on CUDA."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
@@ -205,8 +210,7 @@ class HySparKTrainer(DistributedTraining):
         self.begin()
         if self._started_from is None:
             self.print_to_log_file("No -pretrained_weights given: training from random weights.")
-        # not when they are made: which weights it starts from may change them
-        self.print_to_log_file(f"\n{describe_groups(self.optimizer, self.group_notes())}\n", add_timestamp=False)
+        self.print_groups()
         self.make_split_in_turn()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
@@ -270,4 +274,8 @@ class HySparKTrainer(DistributedTraining):
         self.weights_came(report)
 
     def weights_came(self, report: TransferReport) -> None:
-        """What else begins differently with weights of a file."""
+        """A hook: what depends on which layers the file filled.
+
+        Args:
+            report: of the transfer.
+        """

@@ -255,10 +255,11 @@ class TestFinetuningSchedules:
         # stem, four stages, two transformer blocks
         assert min(rates) == pytest.approx(1e-4 * 0.5**7)
 
-    def report(self, trainer, at_random: str = "nothing") -> TransferReport:
+    def report(self, trainer, at_random: str = "none", adapted: str = "none") -> TransferReport:
         report = TransferReport()
         for name, parameter in trainer.network.named_parameters():
-            report.add(name, "random" if name.startswith(at_random) else "loaded", parameter.numel())
+            fate = "random" if name.startswith(at_random) else "adapted" if name.startswith(adapted) else "loaded"
+            report.add(name, fate, parameter.numel())
         return report
 
     def rate_of_layers(self, trainer) -> dict[str, float]:
@@ -273,7 +274,12 @@ class TestFinetuningSchedules:
         # stem, four stages, two transformer blocks
         assert rates["decoder"] == 1 and rates["transformer block 1"] == 0.5 and rates["stem"] == 0.5**7
         assert rates["stage 3"] == 1  # new, unlike the layers around it
-        assert len(trainer.lr_scheduler.initial_lrs) == len(trainer.optimizer.param_groups) == 16
+        trainer.weights_came(self.report(trainer, adapted="encoder.stem."))
+        rates = self.rate_of_layers(trainer)
+        assert rates["stem"] == 1 and rates["stage 0"] == 0.5**6
+        trainer.lr_scheduler.step(5)  # the schedule is that of the new groups
+        lrs = {group["name"].partition(":")[0]: group["lr"] for group in trainer.optimizer.param_groups}
+        assert lrs["transformer block 1"] == pytest.approx(0.5 * lrs["decoder"]) and lrs["decoder"] < 1e-4
 
     @pytest.mark.parametrize("fields", [{}, {"layer_decay": 0.75}, {"layer_decay": 1.0}])
     def test_a_continued_training_keeps_the_rates_of_layers(self, fields: dict[str, float]) -> None:
@@ -377,6 +383,16 @@ class TestLoading:
             validating.begin()
         with pytest.raises(ValueError, match=message):
             self.trainer(going_on=True).load_checkpoint(path)
+
+    def test_the_table_of_groups_has_the_rates_to_come(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Not those of the checkpoint, whose recipe was another."""
+        path = self.saved(self.trainer(initial_lr=1e-3, layer_decay=0.5))
+        again = self.trainer(going_on=True, initial_lr=2e-4, layer_decay=0.75)
+        again.load_checkpoint(path)
+        capsys.readouterr()
+        again.print_groups()
+        peaks = [line.split()[-2] for line in capsys.readouterr().out.splitlines() if ": weights" in line]
+        assert peaks == [f"{2e-4 * 0.75**distance:.3g}" for distance in range(8)]
 
     def test_what_differs_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
         path = self.saved(self.trainer(initial_lr=2e-3, warmup_fraction=0.1, seed=3))
