@@ -27,6 +27,7 @@ from benchmarks.few_labels.arms import ARMS, REFERENCE, Run, balanced
 from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands, Stopped, alone
 from benchmarks.few_labels.comparison import late_rise, paired_difference, share_to_reach, smoothed
+from benchmarks.few_labels.layer_changes import layer_changes
 from benchmarks.few_labels.log_lines import key_lines
 from benchmarks.few_labels.prepare import (
     LABELLED,
@@ -613,6 +614,19 @@ class TestReport:
         assert "| trained half as long, no worse than scratch trained in full at 5 labels | -1.0 | no |" in goals
         assert "| abc | 0 | 2 | a machine, 1 threads | 18 |" in TABLES["made_with"](results)
 
+    def test_the_table_of_changes(self, results: Results) -> None:
+        rows = ["arm,labels,seed,layer,change"]
+        for arm, change in (("pretrained", 0.1), (f"{HALF_THE_STEPS}_layer_decay_0.9", 0.4), ("mask_ratio_0.5", 0.2)):
+            rows += [
+                f"{arm},5,{seed},{layer},{change + 0.1 * seed}" for seed in (0, 1) for layer in ("stem", "stage 0")
+            ]
+        rows.append("pretrained,10,0,stem,0.9")
+        (results.folder / "changes.csv").write_text("\n".join(rows) + "\n")
+        assert TABLES["changes"](results).splitlines()[2:] == [
+            "| pre-trained | 2 | 0.15 | 0.15 |",
+            "| half_the_steps_layer_decay_0.9 | 2 | 0.45 | 0.45 |",
+        ]
+
     def test_a_short_curve_says_nothing_of_a_plateau(self, results: Results) -> None:
         curves = results.folder / "curves.csv"
         header, *lines = curves.read_text().splitlines()
@@ -638,6 +652,14 @@ class TestReport:
     def test_nothing_to_collect(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="holds no finished run"):
             collect(Work(tmp_path), tmp_path / "results")
+
+
+def test_the_change_of_a_layer_is_in_parts_of_what_it_was() -> None:
+    names = [f"encoder.stages.1.{name}" for name in ("weight", "other.weight", "norm.weight")] + ["decoder.weight"]
+    before = {name: torch.full((2, 2) if "norm" not in name else (2,), 2.0) for name in names}
+    after = {name: tensor + 1 for name, tensor in before.items()} | {"encoder.stem.weight": torch.ones(1, 1)}
+    after[names[1]] = before[names[1]]
+    assert layer_changes(before, after) == {"stage 1": pytest.approx((4 / 32) ** 0.5)}
 
 
 def test_the_tables_of_the_document_are_current() -> None:

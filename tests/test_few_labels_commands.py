@@ -108,6 +108,10 @@ def test_from_data_to_tables(tmp_path: Path) -> None:
     with open(tmp_path / "results" / "runs.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["labels"], row["seed"], row["fold"]) for row in rows] == [("pretrained", "5", "1", "1")]
+    with open(tmp_path / "results" / "changes.csv", newline="", encoding="utf-8") as file:
+        changes = {row["layer"]: float(row["change"]) for row in csv.DictReader(file)}
+    # the nearer to the input, the slower a pre-trained layer trains
+    assert 0 < changes["stem"] < changes["transformer block 1"] < 1 and changes["stage 0"] < changes["stage 2"]
     assert json.loads((tmp_path / "results" / "prepared.json").read_text())["stock"]["patch_size"] == [32, 32, 32]
     everything = "".join(file.read_text() for file in (tmp_path / "results").rglob("*.*"))
     assert str(tmp_path) not in everything

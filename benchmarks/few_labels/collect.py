@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.few_labels.arms import ARMS
+from benchmarks.few_labels.layer_changes import changes_of_runs
 from benchmarks.few_labels.record import mean_dice
 from benchmarks.few_labels.results import Results, Row
 from benchmarks.few_labels.work import Work
@@ -37,6 +38,7 @@ def collect(work: Work, to: Path) -> None:
         "ablations": [_run_row(run) for run in runs if run["arm"] not in ARMS],
         "cases": [row for run in runs for row in _case_rows(run)],
         "curves": [row for run in runs for row in _curve_rows(run)],
+        "changes": list(changes_of_runs(work, runs)),
         "pretraining": [row for record in pretrainings for row in _pretraining_rows(record)],
         "pretrainings": [
             {

@@ -27,6 +27,8 @@ from benchmarks.few_labels.work import ROOT
 DOCUMENT, IMAGES = ROOT / "docs" / "results.md", ROOT / "docs" / "images"
 PLOT, PRETRAINING_PLOT = IMAGES / "few_labels.png", IMAGES / "few_labels_pretraining.png"
 MARKER = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+# fine-tunings that differ in the rates of the encoder's layers and in their length
+OF_LAYERS = re.compile(rf"({HALF_THE_STEPS}|({HALF_THE_STEPS}_)?layer_decay_[\d.]+)")
 NOT_RUN = "*Not run yet.*\n"
 NAMES = {"pretrained": "pre-trained", "scratch": "from scratch", "stock": "stock nnU-Net"}
 COLOURS = {"pretrained": "tab:blue", "scratch": "tab:orange", "stock": "0.5"}
@@ -184,6 +186,20 @@ def ablation_table(results: Results) -> str:
     return markdown(columns, rows)
 
 
+def changes_table(results: Results) -> str:
+    """How far each layer of the encoder moves, where the layers' rates are all that differs."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in results.rows("changes"):
+        if int(row["labels"]) == LABELS[0] and (row["arm"] == "pretrained" or OF_LAYERS.fullmatch(row["arm"])):
+            found.setdefault(row["arm"], {}).setdefault(row["layer"], []).append(float(row["change"]))
+    layers = list(dict.fromkeys(layer for of_arm in found.values() for layer in of_arm))
+    rows = [
+        [NAMES.get(arm, arm), str(max(map(len, of_arm.values()))), *(f"{np.mean(of_arm[name]):.2f}" for name in layers)]
+        for arm, of_arm in found.items()
+    ]
+    return markdown(["fine-tuning", "seeds", *layers], rows)
+
+
 def made_with(results: Results) -> str:
     """Where the numbers come from."""
     rows = results.rows("runs")
@@ -204,6 +220,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "lengths": lengths_table,
     "pretraining": pretraining_table,
     "ablations": ablation_table,
+    "changes": changes_table,
     "made_with": made_with,
 }
 
