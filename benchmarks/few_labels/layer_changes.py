@@ -54,7 +54,7 @@ def changes_of_runs(work: Work, records: list[dict[str, Any]]) -> Iterator[dict[
         if before.is_file() and after.is_file():
             for layer, change in layer_changes(_state(before), read_weights(after).state).items():
                 about = {key: record[key] for key in ("arm", "labels", "seed")}
-                yield {**about, "layer": layer, "change": f"{change:.4f}"}
+                yield {**about, "layer": layer, "change": f"{change:.3g}"}
 
 
 @lru_cache(maxsize=1)
