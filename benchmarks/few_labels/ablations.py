@@ -65,10 +65,11 @@ ABLATIONS: Mapping[str, Ablation] = {
     HALF_THE_STEPS: _halved(with_scratch=True),
     TWICE_THE_STEPS: Ablation(finetune_length=2, with_scratch=True),
     ALL_LAYERS_ALIKE: Ablation(finetune={"layer_decay": 1.0}),
+    # with a decay for layers that were not trained before, too
+    "layer_decay_0.75": Ablation(finetune={"layer_decay": 0.75}, with_scratch=True),
     "short_pretraining": Ablation(pretrain_length=0.24, finetune={"layer_decay": 1.0}, against=ALL_LAYERS_ALIKE),
     f"{HALF_THE_STEPS}_{ALL_LAYERS_ALIKE}": _of_halved(finetune={"layer_decay": 1.0}),
     f"{HALF_THE_STEPS}_layer_decay_0.25": _of_halved(finetune={"layer_decay": 0.25}),
-    # with a decay for layers that were not trained before, too
     f"{HALF_THE_STEPS}_layer_decay_0.75": _of_halved(finetune={"layer_decay": 0.75}, with_scratch=True),
     f"{HALF_THE_STEPS}_layer_decay_0.9": _of_halved(finetune={"layer_decay": 0.9}),
     "decoder_warmup_2_epochs": _of_halved(finetune={"decoder_warmup_epochs": 2}),
