@@ -144,7 +144,8 @@ def goal_table(results: Results) -> str:
         if halved:
             found = _difference(results, labels, HALF_THE_STEPS, "scratch", halved)
             goal = f"trained half as long, no worse than scratch trained in full at {labels} labels"
-            rows.append([goal, f"{found.mean:+.1f}", "yes" if found.mean >= 0 else "no"])
+            some = "" if len(halved) == len(seeds) else f" ({len(halved)} of {len(seeds)} seeds)"
+            rows.append([goal, f"{found.mean:+.1f}{some}", "yes" if found.mean >= 0 else "no"])
     return markdown(["goal", "measured", "met"], rows)
 
 
