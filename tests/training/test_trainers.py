@@ -13,7 +13,6 @@ from hyspark_nnunet.architectures.from_plans import n_stages_taken
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.training.continuing import BEST, FINAL
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
-from hyspark_nnunet.training.optimization import describe_groups
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from hyspark_nnunet.training.stepping import take_step
 from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
@@ -223,13 +222,14 @@ class TestFinetuningSchedules:
         trainer.lr_scheduler.step(epoch)
         return {group["part"]: group["lr"] for group in trainer.optimizer.param_groups}
 
-    def test_frozen_encoder(self) -> None:
+    def test_frozen_encoder(self, capsys: pytest.CaptureFixture) -> None:
         trainer = self.trainer(encoder_hold_epochs=4)
         assert self.rates(trainer, 3.9)["encoder"] == 0 < self.rates(trainer, 3.9)["decoder"]
         rates = self.rates(trainer, 4)
         assert rates["encoder"] == rates["decoder"] == pytest.approx(1e-4 * 0.6**0.9)
-        table = describe_groups(trainer.optimizer, trainer.group_notes())
-        assert table.count("parameter group ") == 1 and table.count("frozen for 4 epochs") == 2
+        trainer.print_groups()
+        printed = capsys.readouterr().out
+        assert printed.count("parameter group ") == 1 and printed.count("frozen for 4 epochs") == 2
         # the hook that drops gradients of a rate of zero
         self.rates(trainer, 0)
         for parameter in trainer.network.parameters():
