@@ -1,6 +1,5 @@
 """How far a training with labels moves each layer of the encoder from its pre-trained weights."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.few_labels.ablations import ABLATIONS
 from benchmarks.few_labels.arms import ARMS, Arm, Run
-from benchmarks.few_labels.settings import Settings
+from benchmarks.few_labels.settings import read_settings
 from benchmarks.few_labels.training import fold_folder, pretraining_folder
 from benchmarks.few_labels.work import Work
 from hyspark_nnunet.checkpoints.storage import read_weights
@@ -42,7 +41,7 @@ def changes_of_runs(work: Work, records: list[dict[str, Any]]) -> Iterator[dict[
         work: the folder.
         records: of its runs.
     """
-    settings = Settings(**json.loads(work.settings_file.read_text(encoding="utf-8")))
+    settings = read_settings(work.settings_file)
     arms: dict[str, Arm] = {arm.name: arm for name, ablation in ABLATIONS.items() for arm in ablation.arms(name)}
     arms |= ARMS
     for record in records:

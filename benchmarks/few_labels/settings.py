@@ -50,6 +50,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, type=type(field.default), default=None, help=text)
 
 
+def read_settings(file: Path) -> Settings:
+    """The settings that a work folder was begun with."""
+    return Settings(**json.loads(file.read_text(encoding="utf-8")))
+
+
 def settings_of(arguments: argparse.Namespace, file: Path) -> Settings:
     """The settings of a work folder, noted there by the first command.
 
@@ -67,7 +72,7 @@ def settings_of(arguments: argparse.Namespace, file: Path) -> Settings:
         with replacing(file) as beside:
             beside.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n", encoding="utf-8")
         return settings
-    settings = Settings(**json.loads(file.read_text(encoding="utf-8")))
+    settings = read_settings(file)
     for name, value in given.items():
         if value != getattr(settings, name):
             raise ValueError(
