@@ -165,6 +165,10 @@ def test_finetuning_starts_from_the_pretrained_encoder(pretrained: Path, finetun
     tuned = network_state(folder / "checkpoint_final.pth")
     assert all((tuned[name] - state[name]).abs().max() < 0.02 for name in loaded)
     assert not torch.equal(tuned["encoder.stem.weight"], state["encoder.stem.weight"])
+    # pre-trained layers train at rates of their own
+    groups = read_checkpoint(folder / "checkpoint_final.pth")["optimizer_state"]["param_groups"]
+    rates = {group["name"]: group["initial_lr"] for group in groups}
+    assert rates["stem: weights"] == pytest.approx(rates["decoder: weights"] / 128)
     assert json.loads((folder / "validation/summary.json").read_text())["metric_per_case"]
 
 

@@ -45,6 +45,7 @@ from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS, Splits, fold_number
 from benchmarks.few_labels.training import finetune, fold_folder, pretrain, pretraining_folder
 from benchmarks.few_labels.work import PLUGINS, TRAINERS, Work
+from benchmarks.measuring import write_csv
 from hyspark_nnunet.training.randomness import seed_generators
 from hyspark_nnunet.training.recipe import RECIPES
 from hyspark_nnunet.training.recipe_sources import resolve_recipe
@@ -497,6 +498,7 @@ class TestReport:
         return {
             **{"arm": arm, "labels": labels, "seed": seed, "fold": fold_number(labels, seed), "dice": dice},
             **{"steps": 120, "seconds": 60.5, "recipe": {"seed": seed}, "log": ["$ nnUNetv2_train", "Epoch 0"]},
+            "peak_rates": {"decoder": 0.003, "stem": 0.003 if arm == ALL_LAYERS_ALIKE else 2.3e-5},
             "starts_from": "" if arm in ("scratch", "stock") else "1234",
             **{
                 "commit": "abc",
@@ -576,12 +578,41 @@ class TestReport:
         for file in (work.prepared_file, work.settings_file):
             file.write_text("{}")
         before = (results.folder / "cases.csv").read_text()
-        with pytest.raises(ValueError, match=r"pretrained start from different weights \(1234, 5678\)"):
+        with pytest.raises(
+            ValueError, match=r"pretrained start from different weights: 1234 .*5678 \(5 labels, seed 2\)"
+        ):
             collect(work, results.folder)
         assert (results.folder / "cases.csv").read_text() == before
         self.keep(work, "pretrained_5_2", self.record("pretrained", 5, 2))
         collect(work, results.folder)
         assert results.seeds(5, "pretrained") == [0, 1, 2]
+
+    def test_runs_at_other_rates_are_refused(self, results: Results, tmp_path: Path) -> None:
+        work, record = Work(tmp_path / "another machine"), self.record("pretrained", 5, 2)
+        for file in (work.prepared_file, work.settings_file):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("{}")
+        for changed in ({"peak_rates": {"decoder": 0.003, "stem": 0.003}}, {"recipe": {"seed": 2, "batch_size": 4}}):
+            self.keep(work, "pretrained_5_2", record | changed)
+            with pytest.raises(ValueError, match="pretrained were trained by different recipes or rates: .*seed 2"):
+                collect(work, results.folder)
+        # layer_decay is compared by the rates it gave
+        self.keep(work, "pretrained_5_2", record | {"recipe": {"seed": 2, "layer_decay": None}})
+        collect(work, results.folder)
+        assert results.seeds(5, "pretrained") == [0, 1, 2]
+        assert json.loads((results.folder / "recipes" / "pretrained.json").read_text())["peak_rates"]["stem"] == 2.3e-5
+
+    def test_results_that_know_less_of_their_runs_stay(self, results: Results, tmp_path: Path) -> None:
+        file = results.folder / "runs.csv"
+        rows = [{key: value for key, value in row.items() if key != "trained by"} for row in results.rows("runs")]
+        write_csv(file, rows)
+        work = Work(tmp_path / "another machine")
+        self.keep(work, "scratch_5_2", self.record("scratch", 5, 2))
+        for source in (work.prepared_file, work.settings_file):
+            source.write_text("{}")
+        collect(work, results.folder)
+        known = {(row["arm"], row["seed"]): bool(row["trained by"]) for row in results.rows("runs")}
+        assert known[("scratch", "2")] and not known[("scratch", "1")] and len(known) == 7
 
     def test_tables(self, results: Results) -> None:
         assert "| pre-trained | 63.5 (63.0 to 64.0), 2 | 63.5 (63.0 to 64.0), 2 | 59.5 (59.0 to 60.0), 2 |" in TABLES[

@@ -110,8 +110,8 @@ def test_from_data_to_tables(tmp_path: Path) -> None:
     assert [(row["arm"], row["labels"], row["seed"], row["fold"]) for row in rows] == [("pretrained", "5", "1", "1")]
     with open(tmp_path / "results" / "changes.csv", newline="", encoding="utf-8") as file:
         changes = {row["layer"]: float(row["change"]) for row in csv.DictReader(file)}
-    # the nearer to the input, the slower a pre-trained layer trains
-    assert 0 < changes["stem"] < changes["transformer block 1"] < 1 and changes["stage 0"] < changes["stage 2"]
+    # at 1/64 of its rate the stem moves far less than the last layer
+    assert 0 < changes["stem"] < 0.05 * changes["transformer block 1"] and changes["transformer block 1"] < 1
     assert json.loads((tmp_path / "results" / "prepared.json").read_text())["stock"]["patch_size"] == [32, 32, 32]
     everything = "".join(file.read_text() for file in (tmp_path / "results").rglob("*.*"))
     assert str(tmp_path) not in everything

@@ -1,5 +1,6 @@
 """From the records of finished runs to the files of the repository."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,19 @@ from hyspark_nnunet.demo import say
 MADE_WITH = ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")
 # what names a run in each file: rows of a run are replaced together
 RUN_COLUMNS = ("arm", "labels", "seed", "pretraining")
+STARTS, TRAINED = "starts from", "trained by"
+# each machine pre-trains anew, and gets other weights; defaults change from one commit to the next
+ALIKE = {
+    STARTS: (
+        "start from different weights",
+        "Take the pre-training of those that are there already (its folder of nnUNet_results, and its file in runs/)",
+    ),
+    TRAINED: (
+        "were trained by different recipes or rates",
+        "Compare what their files in runs/ say under recipe and peak_rates; to train some anew, remove these files and "
+        "their folders of nnUNet_results",
+    ),
+}
 
 
 def collect(work: Work, to: Path) -> None:
@@ -25,7 +39,8 @@ def collect(work: Work, to: Path) -> None:
 
     Raises:
         FileNotFoundError: no run is finished.
-        ValueError: the folder holds results of other settings, or of another pre-training with the same recipe.
+        ValueError: the folder holds results of other settings, or runs of an arm differ in more than labels and seed:
+            in recipe, rates, or the pre-trained weights they start from.
     """
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(work.record("x").parent.glob("*.json"))]
     if not records:
@@ -62,13 +77,14 @@ def collect(work: Work, to: Path) -> None:
         name: sorted([*_of_other_runs(earlier.rows(name), found), *found], key=_order) for name, found in rows.items()
     }
     for name in ("runs", "ablations"):
-        _check_one_pretraining(merged[name])
+        for column in ALIKE:
+            _check_alike(merged[name], column)
     for name, both in merged.items():
         if both:
             write_csv(to / f"{name}.csv", both)
     for record in [*pretrainings, *runs]:
         _write_lines(to / "logs" / f"{_name(record)}.txt", record["log"])
-    for name, recipe in {_recipe_name(record): record["recipe"] for record in [*pretrainings, *runs]}.items():
+    for name, recipe in {_recipe_name(record): _recipe(record) for record in [*pretrainings, *runs]}.items():
         _write_lines(to / "recipes" / f"{name}.json", json.dumps(recipe, indent=1).splitlines())
     for source in (work.prepared_file, work.settings_file):
         _write_lines(to / source.name, source.read_text(encoding="utf-8").splitlines())
@@ -91,28 +107,26 @@ def check_settings(work: Work, results: Path) -> None:
         )
 
 
-def _check_one_pretraining(runs: Sequence[Mapping[str, Any]]) -> None:
-    """All seeds of an arm start from the same weights: each machine pre-trains anew, and gets others.
+def _check_alike(runs: Sequence[Mapping[str, Any]], column: str) -> None:
+    """All runs of an arm have the same there.
 
     Raises:
         ValueError: they do not.
     """
-    starts: dict[str, set[str]] = {}
+    fault, way_out = ALIKE[column]
+    found: dict[str, dict[str, str]] = {}
     for run in runs:
-        if run["starts from"]:  # not known of the first results
-            starts.setdefault(run["arm"], set()).add(run["starts from"])
-    for arm, found in starts.items():
-        if len(found) > 1:
-            raise ValueError(
-                f"runs of {arm} start from different weights ({', '.join(sorted(found))}): take the pre-training of "
-                "those that are there already (its folder of nnUNet_results, and its file in runs/), or collect into "
-                "another folder (--to)"
-            )
+        if run.get(column):  # not known of the first results
+            found.setdefault(run["arm"], {}).setdefault(run[column], f"{run['labels']} labels, seed {run['seed']}")
+    for arm, examples in found.items():
+        if len(examples) > 1:
+            named = ", ".join(f"{value} ({run})" for value, run in sorted(examples.items()))
+            raise ValueError(f"runs of {arm} {fault}: {named}. {way_out}, or collect into another folder (--to)")
 
 
 def _of_other_runs(rows: Sequence[Row], found: Sequence[Mapping[str, Any]]) -> list[Row]:
-    here = {_run_of(row) for row in found}
-    return [row for row in rows if _run_of(row) not in here]
+    here, columns = {_run_of(row) for row in found}, dict.fromkeys(found[0] if found else (), "")
+    return [columns | row for row in rows if _run_of(row) not in here]
 
 
 def _run_of(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -137,6 +151,18 @@ def _recipe_name(record: Mapping[str, Any]) -> str:
     return _name(record) if "pretraining" in record else record["arm"]
 
 
+def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
+    """With the rates in force, which a recipe leaves to the start of the training where it has no ``layer_decay``."""
+    return {**record["recipe"], **({"peak_rates": record["peak_rates"]} if "peak_rates" in record else {})}
+
+
+def _digest(recipe: Mapping[str, Any]) -> str:
+    """A number for all that a recipe says but the seed; ``layer_decay`` counts by the rates it gave."""
+    fields = {name: value for name, value in recipe.get("recipe", recipe).items() if "seed" not in name.lower()}
+    fields |= {"layer_decay": None, "peak_rates": recipe["peak_rates"]}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
     dice: dict[str, dict[str, float]] = run["dice"]
     labels = sorted(next(iter(dice.values())))
@@ -148,7 +174,8 @@ def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
         "steps": run["steps"],
         "seconds": run["seconds"],
         **{key: run[key] for key in MADE_WITH},
-        "starts from": run["starts_from"],
+        STARTS: run["starts_from"],
+        TRAINED: _digest(_recipe(run)) if "peak_rates" in run else "",
     }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.few_labels.ablations import ABLATIONS
 from benchmarks.few_labels.arms import ARMS, Arm, Run
+from benchmarks.few_labels.record import fingerprint_of
 from benchmarks.few_labels.settings import read_settings
 from benchmarks.few_labels.training import fold_folder, pretraining_folder
 from benchmarks.few_labels.work import Work
@@ -35,7 +36,7 @@ def layer_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> 
 
 
 def changes_of_runs(work: Work, records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of the runs that started from a pre-training, as far as both checkpoints are still there.
+    """Rows of the runs that started from a pre-training, as far as both checkpoints are still there, the same.
 
     Args:
         work: the folder.
@@ -50,10 +51,15 @@ def changes_of_runs(work: Work, records: list[dict[str, Any]]) -> Iterator[dict[
             continue
         before = pretraining_folder(work, settings, arm.pretraining) / FINAL
         after = fold_folder(work, settings, Run(arm, record["labels"], record["seed"])) / FINAL
-        if before.is_file() and after.is_file():
+        if before.is_file() and after.is_file() and _fingerprint(before) == record["starts_from"]:
             for layer, change in layer_changes(_state(before), read_weights(after).state).items():
                 about = {key: record[key] for key in ("arm", "labels", "seed")}
                 yield {**about, "layer": layer, "change": f"{change:.3g}"}
+
+
+@lru_cache(maxsize=1)
+def _fingerprint(file: Path) -> str:
+    return fingerprint_of(file)
 
 
 @lru_cache(maxsize=1)

@@ -34,7 +34,7 @@ def keep_pretraining(work: Work, settings: Settings, threads: int, pretraining: 
         pretraining: which.
         folder: of its fold.
     """
-    history, steps = _history(folder), pretraining.epochs(settings) * settings.pretrain_iterations
+    history, steps = _checkpoint(folder)["logging"], pretraining.epochs(settings) * settings.pretrain_iterations
     keys = {"train_loss": "train_losses", "val_loss": "val_losses", "probe": PROBE_KEY}
     about = {
         "pretraining": pretraining.name,
@@ -63,6 +63,7 @@ def keep_run(
         weights: checkpoint of the pre-training that it started from; None: it started from random weights.
     """
     keys = {"train_loss": "train_losses", "val_dice": "mean_fg_dice"}
+    checkpoint = _checkpoint(folder)
     about = {
         "arm": run.arm.name,
         "labels": run.labels,
@@ -72,8 +73,9 @@ def keep_run(
         "dice": _dice_by_case(_read(scores)),
         "starts_from": "" if weights is None else fingerprint_of(weights),
         "recipe": run.arm.variables(settings, run.seed) if run.arm.stock else _read(folder / "recipe.json"),
+        "peak_rates": _peak_rates(checkpoint),
     }
-    return _keep(work, run.name, about | _of_any(work, settings, threads, run.name, _history(folder), keys))
+    return _keep(work, run.name, about | _of_any(work, settings, threads, run.name, checkpoint["logging"], keys))
 
 
 def fingerprint_of(file: Path) -> str:
@@ -106,10 +108,17 @@ def _of_any(
     }
 
 
-def _history(folder: Path) -> dict[str, list[Any]]:
-    """nnU-Net's values per epoch, of the final checkpoint."""
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    """The final one, with nnU-Net's values per epoch."""
     # stock nnU-Net's checkpoints hold NumPy's numbers, which only a full load restores; this file was made here
-    return torch.load(folder / FINAL, map_location="cpu", weights_only=False)["logging"]
+    return torch.load(folder / FINAL, map_location="cpu", weights_only=False)
+
+
+def _peak_rates(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """The rate before its schedule, of each of the optimizer's groups: recipes do not tell those of layers."""
+    groups = checkpoint["optimizer_state"]["param_groups"]
+    # six digits: 1/128 to the power of 1/7 is not 0.5 to the last bit
+    return {str(group.get("name", number)): float(f"{group['initial_lr']:.6g}") for number, group in enumerate(groups)}
 
 
 def _seconds(history: Mapping[str, list[Any]]) -> float:

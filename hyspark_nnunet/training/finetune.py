@@ -18,6 +18,7 @@ from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.training.loader_processes import augmenter
 from hyspark_nnunet.training.optimization import (
     drop_frozen,
+    layer_of,
     layer_rates,
     parameter_groups,
     rates_of_groups,
@@ -110,18 +111,26 @@ class HySparKFinetuneTrainer(HySparKTrainer):
 
         Those that it did not fill, or that had to be adapted, have to learn, at the whole rate.
         """
-        at_random = [entry.name for entry in report.entries if entry.fate in ("random", "adapted")]
-        self._layer_rates = layer_rates(self.bare_network, self.recipe.layer_decay, at_random)
+        to_learn = [entry.name for entry in report.entries if entry.fate in ("random", "adapted")]
+        new_layers = {layer_of(name) for name in to_learn if name.startswith("encoder.")}
+        self._layer_rates = layer_rates(self.bare_network, self.recipe.layer_decay, new_layers)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def follow_optimizer(self, checkpoint: dict[str, Any]) -> None:
         """Takes over the rates of the encoder's layers, which depend on the file that the training began from.
 
-        Where ``layer_decay`` is another now than it was, that one holds.
+        Where ``layer_decay`` is set to another than it was, that one holds, but for layers that were new.
         """
-        if checkpoint.get("recipe", {}).get("layer_decay") == self.recipe.layer_decay:
-            self._layer_rates = rates_of_groups(self.bare_network, checkpoint["optimizer_state"]["param_groups"])
-            self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        rates = rates_of_groups(self.bare_network, checkpoint["optimizer_state"]["param_groups"])
+        decay = self.recipe.layer_decay
+        if checkpoint.get("recipe", {}).get("layer_decay") == decay:
+            self._layer_rates = rates
+        elif rates and decay is not None:
+            new_layers = [layer for layer, rate in rates.items() if rate == 1]
+            self._layer_rates = layer_rates(self.bare_network, decay, new_layers)
+        else:
+            return
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def group_notes(self) -> dict[str, str]:
         alone, hold, factor = (

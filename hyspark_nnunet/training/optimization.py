@@ -60,7 +60,7 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def layer_rates(network: nn.Module, decay: float | None, at_random: Collection[str] = ()) -> dict[str, float]:
+def layer_rates(network: nn.Module, decay: float | None, new_layers: Collection[str] = ()) -> dict[str, float]:
     """Factors on the learning rates of the encoder's layers, as in BEiT (arXiv 2106.08254).
 
     The last layer has the first power of ``decay``, the one before it the second, and so on.
@@ -69,7 +69,7 @@ def layer_rates(network: nn.Module, decay: float | None, at_random: Collection[s
         network: ours.
         decay: from each layer to the one before it, in (0, 1]; None: such that the first layer has
             ``FIRST_LAYER_RATE``, however many there are.
-        at_random: parameters that did not come from a file as they are; layers that hold one have the whole rate.
+        new_layers: have the whole rate, as the decoder has.
 
     Returns:
         factor of each of ``encoder_layers``; none where all are alike.
@@ -80,7 +80,7 @@ def layer_rates(network: nn.Module, decay: float | None, at_random: Collection[s
         decay = FIRST_LAYER_RATE ** (1 / n_layers)
     if decay == 1:
         return {}
-    new = {layers[layer_of(name)] for name in at_random if name.startswith("encoder.")}
+    new = {layers[name] for name in new_layers}
     return {name: 1.0 if number in new else decay ** (n_layers - number) for name, number in layers.items()}
 
 

@@ -297,6 +297,23 @@ class TestFinetuningSchedules:
         again.follow_optimizer({"optimizer_state": trainer.optimizer.state_dict(), "recipe": trainer.recipe.as_dict()})
         assert self.rate_of_layers(again)["transformer block 1"] == 0.75
 
+    def test_new_layers_keep_the_whole_rate_under_a_decay_that_is_set_now(self) -> None:
+        trainer, again = self.trainer(), self.trainer(layer_decay=0.75)
+        trainer.weights_came(self.report(trainer, at_random="encoder.stages.3."))
+        checkpoint = {"optimizer_state": trainer.optimizer.state_dict(), "recipe": trainer.recipe.as_dict()}
+        again.follow_optimizer(checkpoint)
+        again._check_same_groups(checkpoint)
+        rates = self.rate_of_layers(again)
+        assert rates["stage 3"] == 1
+        assert (rates["transformer block 0"], rates["stage 2"]) == pytest.approx((0.75**2, 0.75**4))
+
+    def test_a_decay_that_was_set_and_is_no_longer_is_asked_for(self) -> None:
+        trainer, again = self.trainer(layer_decay=0.75), self.trainer()
+        checkpoint = {"optimizer_state": trainer.optimizer.state_dict(), "recipe": trainer.recipe.as_dict()}
+        again.follow_optimizer(checkpoint)
+        with pytest.raises(ValueError, match="set layer_decay"):
+            again._check_same_groups(checkpoint)
+
     def test_names_of_a_compiled_network(self) -> None:
         trainer = self.trainer()
         trainer.network = torch.compile(trainer.network)
