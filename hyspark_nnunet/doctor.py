@@ -20,6 +20,7 @@ from hyspark_nnunet.installation_checks import (
     check_torch,
     check_torchvision,
     check_trainers,
+    check_variables,
     described,
     mend_torchvision,
 )
@@ -41,6 +42,7 @@ def checks(device: str | None = None) -> dict[str, Callable[[], Finding]]:
         "torch": check_torch,
         "torchvision": check_torchvision,
         **{variable: partial(check_folder, variable) for variable in FOLDERS},
+        "variables": check_variables,
         "trainers": check_trainers,
         "pretraining": lambda: check_pretraining(device or _default_device()),
         "segmentation": lambda: check_segmentation(device or _default_device()),

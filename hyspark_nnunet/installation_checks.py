@@ -173,6 +173,23 @@ def check_folder(variable: str) -> Finding:
     return Finding(variable, "ok", value)
 
 
+def check_variables() -> Finding:
+    """Does every HYSPARK_ variable name a field of a recipe, with a value that it takes?"""
+    from hyspark_nnunet.training.recipe import PretrainRecipe
+    from hyspark_nnunet.training.recipe_fields import PREFIX
+    from hyspark_nnunet.training.recipe_sources import resolve_recipe
+
+    try:
+        resolve_recipe(PretrainRecipe, None)  # the other trainer's are checked with them
+    except ValueError as error:
+        return Finding("variables", "FAIL", str(error), "correct it, or unset it")
+    if os.environ.get("nnUNet_n_proc_DA") == "0":
+        message = "nnUNet_n_proc_DA=0 is for trainings: nnU-Net's own planning stops at it"
+        return Finding("variables", "note", message, "unset nnUNet_n_proc_DA   # to plan")
+    found = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(PREFIX)]
+    return Finding("variables", "ok", " ".join(found) or f"no {PREFIX} variable is set")
+
+
 def check_trainers() -> Finding:
     """Does nnU-Net's own search find both trainers, and ours and not others of the same names?"""
     value = os.environ.get("nnUNet_extTrainer")

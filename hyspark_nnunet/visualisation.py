@@ -177,6 +177,7 @@ def progress_picture(
     path: Path | str,
     probe: Sequence[float] | None = None,
     probe_before: float | None = None,
+    loss_of_means: float | None = None,
 ) -> None:
     """Writes reconstruction loss, learning rate, duration and, where there is one, the probe's Dice over the epochs.
 
@@ -186,6 +187,7 @@ def progress_picture(
         path: of the PNG; replaced as a whole.
         probe: Dice of the linear probe by epoch, NaN where it was not asked; None: there is no probe.
         probe_before: its Dice before the first step, where it is known.
+        loss_of_means: what predicting each hidden block's mean gives on the validation patches, where it is known.
     """
 
     def lists(*names: str) -> list[FloatArray]:
@@ -199,7 +201,8 @@ def progress_picture(
     train, validation = lists("train_losses", "val_losses")
     _curve(losses, train, "training", "#8c96a8")
     _curve(losses, validation, "validation, fixed patches and masks", "#c8553d")
-    losses.axhline(1, color="black", linewidth=1, linestyle="--", label="predicting each block's mean")
+    if loss_of_means is not None:
+        losses.axhline(loss_of_means, color="black", linewidth=1, linestyle="--", label="predicting each block's mean")
     losses.set_title("reconstruction loss of hidden blocks")
     losses.legend(frameon=False, fontsize=8)
 

@@ -1,6 +1,7 @@
 """nnU-Net's real commands on made data: pre-train, fine-tune, predict, and what surrounds them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -93,6 +94,12 @@ def test_the_recipe_in_force_is_saved_and_printed(pretrained: Path) -> None:
     assert saved["sources"]["num_epochs"] == "environment variable HYSPARK_NUM_EPOCHS"
     log = next(pretrained.glob("training_log_*.txt")).read_text()
     assert "environment variable HYSPARK_NUM_EPOCHS" in log and "mask_ratio" in log
+
+
+def test_the_log_says_what_the_loss_is_to_be_compared_with(pretrained: Path) -> None:
+    log = next(pretrained.glob("training_log_*.txt")).read_text()
+    (found,) = re.findall(r"predicting every hidden block's mean gives a loss of ([\d.]+)$", log, re.MULTILINE)
+    assert 0.5 < float(found) <= 1
 
 
 def test_the_checkpoint_holds_tensors_numbers_and_strings_only(pretrained: Path, project: Project) -> None:

@@ -25,6 +25,7 @@ from hyspark_nnunet.installation_checks import (
     check_torch,
     check_torchvision,
     check_trainers,
+    check_variables,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,6 +221,22 @@ def test_the_mend_for_trainers_keeps_a_users_own_folders(monkeypatch: pytest.Mon
     for own, expected in (("", str(PLUGINS)), ("/one", f"/one{os.pathsep}{PLUGINS}")):
         shell = f'nnUNet_extTrainer={own}; {export}; printf %s "$nnUNet_extTrainer"'
         assert subprocess.run(["sh", "-c", shell], capture_output=True, text=True).stdout == expected
+
+
+def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("HYSPARK_")] + ["nnUNet_n_proc_DA"]:
+        monkeypatch.delenv(name, raising=False)
+    assert check_variables() == Finding("variables", "ok", "no HYSPARK_ variable is set")
+    monkeypatch.setenv("HYSPARK_NUM_EPOCHS", "50")
+    assert check_variables() == Finding("variables", "ok", "HYSPARK_NUM_EPOCHS=50")
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    assert check_variables().status == "note" and "planning stops at it" in check_variables().message
+    monkeypatch.setenv("HYSPARK_FINETUNE_NUM_EPOCH", "3")
+    finding = check_variables()
+    assert finding.status == "FAIL" and "did you mean HYSPARK_FINETUNE_NUM_EPOCHS?" in finding.message
+    monkeypatch.delenv("HYSPARK_FINETUNE_NUM_EPOCH")
+    monkeypatch.setenv("HYSPARK_FINETUNE_INITIAL_LR", "-1")
+    assert check_variables().status == "FAIL" and "initial_lr is -1.0" in check_variables().message
 
 
 def test_trainers_of_the_same_names_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,12 @@ class TestProgressPicture:
         progress_picture(uneven, tmp_path / "uneven.png")
         np.testing.assert_array_equal(read(tmp_path / "even.png"), read(tmp_path / "uneven.png"))
 
+    def test_a_line_where_the_loss_of_means_is_known(self, tmp_path: Path) -> None:
+        for name, known in (("without", {}), ("with", {"loss_of_means": 0.9})):
+            progress_picture(self.log(5), tmp_path / f"{name}.png", **known)
+        pictures = [read(tmp_path / f"{name}.png") for name in ("without", "with")]
+        assert pictures[0].shape == pictures[1].shape and (pictures[0] != pictures[1]).any()
+
     def test_takes_the_loggers_get_value(self, tmp_path: Path) -> None:
         log = self.log(3)
         progress_picture(log, tmp_path / "lists.png")

@@ -106,11 +106,10 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: 
         return _read_safetensors(path, device)
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
-    except UnpicklingError as error:
+    except UnpicklingError:
         raise ValueError(
-            f"{path} is refused: it is no checkpoint, or it holds objects that only running its code would restore. "
-            f"Reading said: {_first_line(error)}"
-        ) from error
+            f"{path} is refused: it is no checkpoint, or it holds objects that only running its code would restore"
+        ) from None  # torch advises to run it
     except Exception as error:  # bytes that are no checkpoint fail in the reader in any way
         raise ValueError(
             f"{path} is not a readable checkpoint (truncated, or another kind of file): {_first_line(error)}"

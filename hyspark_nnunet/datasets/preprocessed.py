@@ -20,8 +20,11 @@ def preprocessed_folder(dataset: str) -> Path:
         raise FileNotFoundError("nnUNet_preprocessed is not set: it names the folder of the preprocessed data sets")
     pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else dataset
     found = sorted(Path(root).glob(pattern))
-    if len(found) != 1:
-        raise FileNotFoundError(f"{len(found)} data sets in {root} are called {pattern}, but it must be one")
+    if not found:
+        raise FileNotFoundError(f"no data set in {root} is called {pattern}: plan and preprocess it first")
+    if len(found) > 1:
+        named = ", ".join(folder.name for folder in found)
+        raise FileNotFoundError(f"several data sets in {root} are called {pattern} ({named}): give the name")
     return found[0]
 
 

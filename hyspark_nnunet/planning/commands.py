@@ -40,6 +40,8 @@ def plan(arguments: argparse.Namespace) -> str:
         raise ValueError(
             f"-like_plans {a.like_plans} says which plans of another data set to take: name it with --like"
         )
+    if a.like is not None:
+        source_plans_of(a.like, a.preset, a.like_plans)  # fingerprints take long: no plans, no need of them
     extract_fingerprints(
         a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
     )

@@ -34,10 +34,10 @@ def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str,
     file = folder / f"{plans_name or PLANS_NAME[preset]}.json"
     if not file.is_file():
         others = [name for name, _ in plans_in(folder)]
-        there = f"it has {', '.join(others)}: name one with -like_plans" if others else "it has none"
-        raise FileNotFoundError(
-            f"{folder.name} has no plans {file.name}; {there}, or plan it first: hyspark_nnunet plan"
-        )
+        there = f"it has {', '.join(others)}: name one with -like_plans, or plan it" if others else "plan it"
+        command = "hyspark_nnunet plan" if file.stem in PLANS_NAME.values() else "nnUNetv2_plan_experiment"
+        number = folder.name[7:10].lstrip("0")
+        raise FileNotFoundError(f"{folder.name} has no plans {file.name}; {there} first: {command} -d {number}")
     return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -17,6 +17,7 @@ from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.training.loader_processes import augmenter
 from hyspark_nnunet.training.optimization import (
+    FIRST_LAYER_RATE,
     drop_frozen,
     layer_of,
     layer_rates,
@@ -115,6 +116,12 @@ class HySparKFinetuneTrainer(HySparKTrainer):
         new_layers = {layer_of(name) for name in to_learn if name.startswith("encoder.")}
         self._layer_rates = layer_rates(self.bare_network, self.recipe.layer_decay, new_layers)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.recipe.layer_decay is None:
+            self.print_to_log_file(
+                "Layers filled by the file train the slower the nearer they are to the input (layer_decay is none), "
+                f"down to {FIRST_LAYER_RATE:.2g} of the rate for the stem. For all alike: HYSPARK_LAYER_DECAY=1\n",
+                add_timestamp=False,
+            )
 
     def follow_optimizer(self, checkpoint: dict[str, Any]) -> None:
         """Takes over the rates of the encoder's layers, which depend on the file that the training began from.

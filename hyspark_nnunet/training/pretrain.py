@@ -63,6 +63,8 @@ class HySparKPretrainTrainer(ProbingTrainer):
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
         self._target_is_clean = self.recipe.intensity_augmentation == OF_INPUT
+        # of the held-out patches; known with them
+        self._loss_of_means: float | None = None
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         if settings.previous_stage_name is not None:
@@ -189,6 +191,19 @@ class HySparKPretrainTrainer(ProbingTrainer):
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self.dataloader_val.restart()
+        if self._loss_of_means is None:
+            losses = self.gather([self._means_of(batch) * self.loss_share for batch in self.dataloader_val.batches])
+            loss = self._loss_of_means = float(np.mean(losses))
+            self.print_to_log_file(
+                f"On the validation patches, predicting every hidden block's mean gives a loss of {loss:.4f}"
+            )
+
+    def _means_of(self, batch: dict) -> float:
+        """The loss of predicting every hidden block's mean: what a network begins with."""
+        image, means = batch["data"], torch.zeros_like(batch["data"])
+        if not self.recipe.standardise_targets:
+            means = torch.stack([restore_intensities(one, of, self.unit) for one, of in zip(means, image, strict=True)])
+        return float(self.loss(means, image, batch["visible"]))
 
     def validation_step(self, batch: dict) -> dict:
         image = batch["data"].to(self.device, non_blocking=True)
@@ -212,7 +227,7 @@ class HySparKPretrainTrainer(ProbingTrainer):
 
     def picture_epoch(self, done: int) -> None:
         path = Path(self.output_folder) / "progress.png"
-        progress_picture(self.logger.get_value, path, self.probe_curve, self.probe_before)
+        progress_picture(self.logger.get_value, path, self.probe_curve, self.probe_before, self._loss_of_means)
         if done in (1, self.num_epochs) or done % self.recipe.picture_every == 0:
             self._picture_held_out(Path(self.output_folder) / "reconstructions" / f"epoch_{done:04d}.png", done)
 

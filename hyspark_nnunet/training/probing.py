@@ -54,7 +54,11 @@ class ProbingTrainer(HySparKTrainer):
             chosen = divided(cases.training, cases.held_out, self.recipe.probe_cases)
             parts = [[key for key in part if self._is_sound(cases, key)] for part in chosen]
         if cases is None or not all(parts):
-            self.print_to_log_file("No linear probe: the data set has no labels, or a single case.")
+            reason = (
+                "the data set has no labels" if cases is None else "it takes two cases with labels that can be read"
+            )
+            way_out = "HYSPARK_PROBE_DATASET=ID takes the labels of another data set that is planned alike"
+            self.print_to_log_file(f"No linear probe: {reason}. ({way_out})")
             return
         patch_size = self.configuration_manager.patch_size
         fit, score = ([cases.loader(key, patch_size) for key in part] for part in parts)

@@ -115,8 +115,12 @@ def _fields_of(kind: str | None) -> dict[str, Field[Any]]:
 
 def _unknown(name: str, valid: Collection[str], where: str) -> ValueError:
     close = difflib.get_close_matches(str(name), valid, n=1)
-    hint = f"; did you mean {close[0]}?" if close else "."
-    return ValueError(f"unknown name {name} {where}{hint} Valid names: {', '.join(sorted(valid))}")
+    hint = (
+        f"; did you mean {close[0]}? All names: docs/recipes.md"
+        if close
+        else f". Valid names: {', '.join(sorted(valid))}"
+    )
+    return ValueError(f"unknown name {name} {where}{hint}")
 
 
 def _checked_section(section: Any, where: str) -> Mapping[str, Any]:

@@ -97,7 +97,7 @@ class TestInspect:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("-d", "8"), "0 data sets in .* are called Dataset008_"),
+            (("-d", "8"), "no data set in .* is called Dataset008_.*plan and preprocess"),
             (("-d", "7", "-p", "other"), "other.json is missing: run nnUNetv2_plan_and_preprocess -d 7"),
             (("-d", "7", "-c", "3d_lowres"), "have no configuration 3d_lowres: they have 3d_fullres"),
         ],

@@ -124,9 +124,12 @@ def test_like_another_data_set(folders: Path) -> None:
     ours = make_dataset(folders, 35, (120, 128, 128), (1.0, 1.0, 1.0), n=1000, channels=("CT", "CT"))
     HySparKPlanner(34, preset="S").plan_experiment()
     with pytest.raises(
-        FileNotFoundError, match="has no plans nnUNetHySparKPlans.json; it has nnUNetHySparKSPlans: name"
+        FileNotFoundError,
+        match="has no plans nnUNetHySparKPlans.json; it has nnUNetHySparKSPlans: name.*: hyspark_nnunet plan -d 34",
     ):
         source_plans_of("34", "B", None)
+    with pytest.raises(FileNotFoundError, match="has no plans nnUNetPlans.json; .* first: nnUNetv2_plan_experiment"):
+        source_plans_of("34", "S", "nnUNetPlans")
     source = source_plans_of("34", "S", None)
     name = plan_like(HySparKPlanner(35, preset="S"), source)
     plans = written(folders, ours, name)

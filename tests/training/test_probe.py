@@ -262,5 +262,5 @@ class TestAnotherDataSet:
         self.write(folder, labels={"background": 0, "body": 1})
         with pytest.raises(ValueError, match="probe_dataset is 8, but Dataset008_Labelled has no labels"):
             self.cases()
-        with pytest.raises(FileNotFoundError, match="0 data sets"):
+        with pytest.raises(FileNotFoundError, match="no data set in .* is called Dataset009"):
             self.cases("9")
