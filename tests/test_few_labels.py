@@ -20,6 +20,7 @@ from benchmarks.few_labels.ablations import (
     ALL_LAYERS_ALIKE,
     BRIEF_PRETRAINING,
     HALF_THE_STEPS,
+    TWICE_THE_STEPS,
     Ablation,
     compared_with,
 )
@@ -622,16 +623,18 @@ class TestReport:
         assert "| 20 | from scratch | 2 | -1.0 [-1.0, -1.0] |" in TABLES["differences"](results)
         steps = TABLES["steps"](results).splitlines()[2:]
         # the mean of epochs 3 to 7 is the first above 60 (of 61 with the other seed)
-        assert steps[0] == "| 5 | 44%, 44% | +0.0 | yes |"
-        assert re.fullmatch(r"\| 10 \| 38%, 38% \| \+6\.\d \| no \|", steps[1])
-        assert steps[2] == "| 20 | never, never | +0.0 | yes |"
+        assert steps[1] == "| 5 | 112 | 44%, 44% | +0.0 | yes |"
+        assert re.fullmatch(r"\| 10 \| 112 \| 38%, 38% \| \+6\.\d \| no \|", steps[2])
+        assert steps[3] == "| 20 | 112 | never, never | +0.0 | yes |"
         assert "| 10 | 1 | 64.0 | 61.0 | 51.0 |" in TABLES["seeds"](results)
         goal = TABLES["goal"](results)
-        assert "| +2.0 points or more at 5 labels | +3.0 | yes |" in goal
-        assert "| +2.0 points or more at 10 labels | +3.0 | not decided: scratch is not at its plateau |" in goal
-        assert "50% of the steps at 5 labels (median of seeds) | 44% | yes |" in goal
-        assert "no loss at 20 labels | -1.0 | no |" in goal
-        assert "50% of the steps at 20 labels (median of seeds) | never | no |" in goal
+        assert "| 5 labels, 112 steps: +2.0 points or more | +3.0 | yes |" in goal
+        rising = "not decided: scratch is not at its plateau"
+        assert f"| 10 labels, 112 steps: +2.0 points or more | +3.0 | {rising} |" in goal
+        in_half = "steps: scratch's final Dice in at most 50% of the steps (median of seeds)"
+        assert f"| 5 labels, 112 {in_half} | 44% | yes |" in goal
+        assert "| 20 labels, 112 steps: no loss | -1.0 | no |" in goal
+        assert f"| 20 labels, 112 {in_half} | never | no |" in goal
         ablations = TABLES["ablations"](results)
         for row in (
             "| mask_ratio_0.5 | 5 | 2 | 62.5 (62.0 to 63.0) | brief_pretraining | +1.0 [+1.0, +1.0] |",
@@ -641,9 +644,28 @@ class TestReport:
             assert row in ablations
         lengths = TABLES["lengths"](results)
         assert "| 5 | 112 | 59.5 (59.0 to 60.0) | 55.5 (55.0 to 56.0) | +4.0, +4.0 | +4.0 [+4.0, +4.0] |" in lengths
-        goals = TABLES["goal"](results)
-        assert "| trained half as long, no worse than scratch trained in full at 5 labels | -1.0 | no |" in goals
+        assert (
+            "| 5 labels, 112 steps: trained half as long, no worse than scratch trained in full | -1.0 | no |" in goal
+        )
         assert "| abc | 0 | 2 | a machine, 1 threads | 18 |" in TABLES["made_with"](results)
+
+    def test_one_seed_of_a_longer_training(
+        self, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        longer = {TWICE_THE_STEPS: 0.64, f"{TWICE_THE_STEPS}_scratch": 0.61}
+        monkeypatch.setattr(self, "FINAL", self.FINAL | longer)
+        work = Work(tmp_path / "another machine")
+        for arm in longer:
+            self.keep(work, arm, self.record(arm, 5, 1) | {"steps": 240})
+        for file in (work.prepared_file, work.settings_file):
+            file.write_text("{}")
+        collect(work, results.folder)
+        goal = TABLES["goal"](results)
+        assert "| 5 labels, 240 steps: +2.0 points or more | +3.0 (1 of 2 seeds) | yes |" in goal
+        # against the pre-trained arm of half the steps, with the same seed
+        half = "5 labels, 240 steps: trained half as long, no worse than scratch trained in full"
+        assert f"| {half} | +2.0 (1 of 2 seeds) | yes |" in goal
+        assert "| 5 | 240 | 65.0 (65.0 to 65.0) |" in TABLES["lengths"](results)
 
     def test_the_table_of_changes(self, results: Results) -> None:
         rows = ["arm,labels,seed,layer,change"]

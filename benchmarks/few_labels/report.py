@@ -33,6 +33,11 @@ NOT_RUN = "*Not run yet.*\n"
 NAMES = {"pretrained": "pre-trained", "scratch": "from scratch", "stock": "stock nnU-Net"}
 COLOURS = {"pretrained": "tab:blue", "scratch": "tab:orange", "stock": "0.5"}
 
+# with pre-training and from scratch, for each length of fine-tuning; the benchmark's own first
+Pair = tuple[str, str]
+OWN_LENGTH, TWICE = ("pretrained", "scratch"), (TWICE_THE_STEPS, TWICE_THE_STEPS + SCRATCH)
+LENGTHS: Sequence[Pair] = (OWN_LENGTH, (HALF_THE_STEPS, HALF_THE_STEPS + SCRATCH), TWICE)
+
 # the goal of the benchmark, in Dice points and parts of the steps
 GAIN, GAIN_AT = 2.0, (5, 10)
 NO_LOSS_AT = 20
@@ -99,15 +104,14 @@ def difference_table(results: Results) -> str:
 def steps_table(results: Results) -> str:
     """When the pre-trained arm is where scratch ends, and whether scratch has come to rest."""
     rows = []
-    for labels in LABELS:
-        seeds = results.seeds(labels, "pretrained", "scratch")
-        if seeds:
-            shares = [f"{share:.0%}" if np.isfinite(share) else "never" for share in _shares(results, labels, seeds)]
-            rise = _scratch_rise(results, labels, seeds)
-            rests = ["-", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
-            rows.append([str(labels), ", ".join(shares), *rests])
+    for labels, steps, pair, seeds in _by_length(results, LENGTHS):
+        shares = [f"{share:.0%}" if np.isfinite(share) else "never" for share in _shares(results, labels, seeds, pair)]
+        rise = _scratch_rise(results, labels, seeds, pair)
+        rests = ["-", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
+        rows.append([str(labels), str(steps), ", ".join(shares), *rests])
     columns = [
         "labelled",
+        "steps",
         "steps to scratch's final Dice, per seed",
         f"scratch in its last {SMOOTHED_OVER} epochs",
         "at its plateau",
@@ -118,53 +122,49 @@ def steps_table(results: Results) -> str:
 def goal_table(results: Results) -> str:
     """The goal, number by number."""
     rows = []
-    for labels in LABELS:
-        seeds = results.seeds(labels, "pretrained", "scratch")
-        if not seeds:
-            continue
-        found = _difference(results, labels, "pretrained", "scratch", seeds)
+    for labels, steps, pair, seeds in _by_length(results, (OWN_LENGTH, TWICE)):
+        where = f"{labels} labels, {steps} steps"
+        found = _difference(results, labels, *pair, seeds)
         if labels in GAIN_AT:
-            rests = _scratch_rise(results, labels, seeds) < PLATEAU
+            rests = _scratch_rise(results, labels, seeds, pair) < PLATEAU
             met = found.mean >= GAIN
             verdict = "no" if not met else "yes" if rests else "not decided: scratch is not at its plateau"
-            rows.append([f"{GAIN:+.1f} points or more at {labels} labels", f"{found.mean:+.1f}", verdict])
+            rows.append(
+                [f"{where}: {GAIN:+.1f} points or more", f"{found.mean:+.1f}{_of_all(results, labels, seeds)}", verdict]
+            )
         if labels == NO_LOSS_AT:
             verdict = "yes" if found.mean >= 0 else "no, but within the interval" if found.high >= 0 else "no"
-            rows.append([f"no loss at {labels} labels", f"{found.mean:+.1f}", verdict])
-        share = float(np.median(_shares(results, labels, seeds)))
+            rows.append([f"{where}: no loss", f"{found.mean:+.1f}{_of_all(results, labels, seeds)}", verdict])
+        share = float(np.median(_shares(results, labels, seeds, pair)))
         measured = f"{share:.0%}" if np.isfinite(share) else "never"
         rows.append(
             [
-                f"scratch's final Dice in at most {STEPS:.0%} of the steps at {labels} labels (median of seeds)",
-                measured,
+                f"{where}: scratch's final Dice in at most {STEPS:.0%} of the steps (median of seeds)",
+                measured + _of_all(results, labels, seeds),
                 "yes" if share <= STEPS else "no",
             ]
         )
-        halved = results.seeds(labels, HALF_THE_STEPS, "scratch")
-        if halved:
-            found = _difference(results, labels, HALF_THE_STEPS, "scratch", halved)
-            goal = f"trained half as long, no worse than scratch trained in full at {labels} labels"
-            some = "" if len(halved) == len(seeds) else f" ({len(halved)} of {len(seeds)} seeds)"
-            rows.append([goal, f"{found.mean:+.1f}{some}", "yes" if found.mean >= 0 else "no"])
+        shorter = HALF_THE_STEPS if pair == OWN_LENGTH else OWN_LENGTH[0]
+        if halved := results.seeds(labels, shorter, pair[1]):
+            found = _difference(results, labels, shorter, pair[1], halved)
+            goal = f"{where}: trained half as long, no worse than scratch trained in full"
+            rows.append(
+                [goal, f"{found.mean:+.1f}{_of_all(results, labels, halved)}", "yes" if found.mean >= 0 else "no"]
+            )
     return markdown(["goal", "measured", "met"], rows)
 
 
 def lengths_table(results: Results) -> str:
     """What pre-training gives where fine-tuning is shorter or longer."""
-    pairs = [("pretrained", "scratch"), *((name, name + SCRATCH) for name in (HALF_THE_STEPS, TWICE_THE_STEPS))]
     rows = []
-    for labels in LABELS:
-        for pair in pairs:
-            seeds = results.seeds(labels, *pair)
-            if seeds:
-                steps = results.curve(pair[0], labels, seeds[0])[0][-1]
-                dice = [results.dice(arm, labels, seeds) for arm in pair]
-                means = [of_arm.mean(1) for of_arm in dice]
-                by_seed = ", ".join(f"{gain:+.1f}" for gain in means[0] - means[1])
-                difference = _interval(paired_difference(*dice))
-                rows.append((labels, steps, *map(_mean_and_range, means), by_seed, difference))
+    for labels, steps, pair, seeds in _by_length(results, LENGTHS):
+        dice = [results.dice(arm, labels, seeds) for arm in pair]
+        means = [of_arm.mean(1) for of_arm in dice]
+        by_seed = ", ".join(f"{gain:+.1f}" for gain in means[0] - means[1])
+        difference = _interval(paired_difference(*dice))
+        rows.append([str(labels), str(steps), *map(_mean_and_range, means), by_seed, difference])
     columns = ["labelled", "steps", "pre-trained", "from scratch", "difference per seed", "mean [95 % interval]"]
-    return markdown(columns, [[str(cell) for cell in row] for row in sorted(rows, key=lambda row: row[:2])])
+    return markdown(columns, rows)
 
 
 def pretraining_table(results: Results) -> str:
@@ -226,22 +226,32 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
 }
 
 
+def _by_length(results: Results, pairs: Sequence[Pair]) -> list[tuple[int, int, Pair, list[int]]]:
+    """Number of labels, steps, arms and the seeds that are finished in both; sorted."""
+    found = [(labels, pair, results.seeds(labels, *pair)) for labels in LABELS for pair in pairs]
+    return sorted(
+        (labels, results.curve(pair[0], labels, seeds[0])[0][-1], pair, seeds) for labels, pair, seeds in found if seeds
+    )
+
+
+def _of_all(results: Results, labels: int, seeds: Sequence[int]) -> str:
+    """How many seeds these are, where the benchmark has more."""
+    everything = results.seeds(labels, *OWN_LENGTH)
+    return "" if len(seeds) >= len(everything) else f" ({len(seeds)} of {len(everything)} seeds)"
+
+
 def _difference(results: Results, labels: int, first: str, second: str, seeds: Sequence[int]) -> Difference:
     return paired_difference(results.dice(first, labels, seeds), results.dice(second, labels, seeds))
 
 
-def _shares(results: Results, labels: int, seeds: Sequence[int]) -> list[float]:
+def _shares(results: Results, labels: int, seeds: Sequence[int], pair: Pair) -> list[float]:
     """Per seed, the part of the steps after which the pre-trained arm is where scratch ends."""
-    return [
-        share_to_reach(
-            results.curve("pretrained", labels, seed)[1], smoothed(results.curve("scratch", labels, seed)[1])[-1]
-        )
-        for seed in seeds
-    ]
+    curves = [[results.curve(arm, labels, seed)[1] for arm in pair] for seed in seeds]
+    return [share_to_reach(pretrained, smoothed(scratch)[-1]) for pretrained, scratch in curves]
 
 
-def _scratch_rise(results: Results, labels: int, seeds: Sequence[int]) -> float:
-    return late_rise([results.curve("scratch", labels, seed)[1] for seed in seeds])
+def _scratch_rise(results: Results, labels: int, seeds: Sequence[int], pair: Pair) -> float:
+    return late_rise([results.curve(pair[1], labels, seed)[1] for seed in seeds])
 
 
 def _interval(found: Difference) -> str:
