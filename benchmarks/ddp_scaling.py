@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.architectures.from_plans import PRESETS
 from hyspark_nnunet.masking import sample_visible
+from hyspark_nnunet.train import leave
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.stepping import take_step
 
@@ -74,6 +75,7 @@ def work(preset: str, patch: int, batch: int, steps: int) -> None:
         with_, without = (sorted(seconds[kind][1:])[steps // 2] for kind in (True, False))
         print(f"RESULT {dist.get_world_size()} {with_} {without}")
     dist.destroy_process_group()
+    leave()
 
 
 def measure(processes: list[int], preset: str, patch: int, batch: int, steps: int) -> None:

@@ -59,7 +59,8 @@ def leave() -> None:
     """Ends the process, with code 0, without the interpreter's finalization.
 
     gloo's threads outlive their group where DDP has used it. One that frees a tensor during the finalization aborts
-    the process, and torchrun calls a training that is done a failure.
+    the process, and torchrun calls a training that is done a failure; one that does while DDP's wrapper is freed waits
+    for the interpreter, which waits for it.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()

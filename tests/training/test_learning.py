@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.masking import sample_visible
+from hyspark_nnunet.train import leave
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
@@ -191,6 +192,8 @@ def _one_rank(rank: int, port: int, folder: str) -> None:
         reconstruction_loss(wrapped(image[part], visible[part], 2), image[part], visible[part]).backward()
     torch.save({n: p.grad for n, p in network.named_parameters()}, f"{folder}/gradients_{rank}.pt")
     dist.destroy_process_group()
+    # with DDP's wrapper still there: freed here, it may wait for a thread of gloo that waits for the interpreter
+    leave()
 
 
 def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from hyspark_nnunet.architectures import HySparKUNet
+from hyspark_nnunet.train import leave
 from hyspark_nnunet.training.optimization import (
     describe_groups,
     encoder_layers,
@@ -200,6 +201,8 @@ def train_in_ddp(rank: int, folder: str) -> None:
         stems.append(network.encoder.stem.weight.detach().clone())
     torch.save({"stems": stems, "state": wrapped.state_dict()}, f"{folder}/rank{rank}.pth")
     dist.destroy_process_group()
+    # with DDP's wrapper still there: freed here, it may wait for a thread of gloo that waits for the interpreter
+    leave()
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo")
