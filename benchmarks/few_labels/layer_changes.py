@@ -57,9 +57,7 @@ def changes_of_runs(work: Work, records: list[dict[str, Any]]) -> Iterator[dict[
                 yield {**about, "layer": layer, "change": f"{change:.3g}"}
 
 
-@lru_cache(maxsize=1)
-def _fingerprint(file: Path) -> str:
-    return fingerprint_of(file)
+_fingerprint = lru_cache(maxsize=1)(fingerprint_of)
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ them with our class.
 
 import argparse
 import functools
+from typing import Any
 
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprints,
@@ -40,12 +41,12 @@ def plan(arguments: argparse.Namespace) -> str:
         raise ValueError(
             f"-like_plans {a.like_plans} says which plans of another data set to take: name it with --like"
         )
-    if a.like is not None:
-        source_plans_of(a.like, a.preset, a.like_plans)  # fingerprints take long: no plans, no need of them
+    # before the fingerprints, which take long
+    source = None if a.like is None else source_plans_of(a.like, a.preset, a.like_plans)
     extract_fingerprints(
         a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
     )
-    names = [_plan_dataset(dataset, a) for dataset in a.d]
+    names = [_plan_dataset(dataset, a, source) for dataset in a.d]
     print(
         f"Train with -p {names[0]}: HySparKPretrainTrainer, HySparKFinetuneTrainer, or nnUNetTrainer, which trains the "
         "segmentation network from scratch"
@@ -63,9 +64,8 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> None:
     preprocess(a.d, name, a.c, processes, a.verbose, show_progress_bar=not a.no_pbar)
 
 
-def _plan_dataset(dataset: int, a: argparse.Namespace) -> str:
-    if a.like is not None:
-        source = source_plans_of(a.like, a.preset, a.like_plans)
+def _plan_dataset(dataset: int, a: argparse.Namespace, source: dict[str, Any] | None) -> str:
+    if source is not None:
         target = {"gpu_memory_target_in_gb": a.gpu_memory_target, "preset": _preset_of(source, a.preset)}
         return plan_like(HySparKPlanner(dataset, **target), source, a.overwrite_plans_name)
     _, name = plan_experiment_dataset(

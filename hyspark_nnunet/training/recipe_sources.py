@@ -114,13 +114,12 @@ def _fields_of(kind: str | None) -> dict[str, Field[Any]]:
 
 
 def _unknown(name: str, valid: Collection[str], where: str) -> ValueError:
-    close = difflib.get_close_matches(str(name), valid, n=1)
-    hint = (
-        f"; did you mean {close[0]}? All names: docs/recipes.md"
-        if close
-        else f". Valid names: {', '.join(sorted(valid))}"
-    )
-    return ValueError(f"unknown name {name} {where}{hint}")
+    # the prefix of variables makes all of them alike
+    by_rest = {known.removeprefix(PREFIX): known for known in valid}
+    close = difflib.get_close_matches(str(name).removeprefix(PREFIX), by_rest, n=1)
+    if close:
+        return ValueError(f"unknown name {name} {where}; did you mean {by_rest[close[0]]}? All names: docs/recipes.md")
+    return ValueError(f"unknown name {name} {where}. Valid names: {', '.join(sorted(valid))}")
 
 
 def _checked_section(section: Any, where: str) -> Mapping[str, Any]:

@@ -128,6 +128,8 @@ def test_like_another_data_set(folders: Path) -> None:
         match="has no plans nnUNetHySparKPlans.json; it has nnUNetHySparKSPlans: name.*: hyspark_nnunet plan -d 34",
     ):
         source_plans_of("34", "B", None)
+    with pytest.raises(FileNotFoundError, match="has no plans nnUNetHySparKSPlans.json; plan it first: .* plan -d 35$"):
+        source_plans_of("35", "S", None)
     with pytest.raises(FileNotFoundError, match="has no plans nnUNetPlans.json; .* first: nnUNetv2_plan_experiment"):
         source_plans_of("34", "S", "nnUNetPlans")
     source = source_plans_of("34", "S", None)

@@ -264,3 +264,8 @@ class TestAnotherDataSet:
             self.cases()
         with pytest.raises(FileNotFoundError, match="no data set in .* is called Dataset009"):
             self.cases("9")
+        (folder.parent / "Dataset008_Twin").mkdir()
+        with pytest.raises(
+            FileNotFoundError, match="several data sets in .* are called Dataset008_.*Twin.*give the name"
+        ):
+            self.cases()

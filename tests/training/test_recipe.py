@@ -283,7 +283,8 @@ class TestUnknownNames:
         message = str(error.value)
         if suggestion is not None:
             assert f"did you mean {suggestion}" in message and "Valid names" not in message
-        elif "did you mean" not in message:
+        else:
+            assert "did you mean" not in message
             for name in ("HYSPARK_SEED", "HYSPARK_PRETRAIN_SEED", "HYSPARK_POLYNOMIAL_EXPONENT", *OTHER_VARIABLES):
                 assert name in message
 
