@@ -189,14 +189,19 @@ def test_the_probe_looks_at_another_data_set(project: Project, flat: dict[str, P
     assert "plan_and_preprocess -d 21 --like 22" in refused
 
 
-def test_checkpoints_are_probed(project: Project, flat: dict[str, Path]) -> None:
-    folder = project.fold_folder(FLAT, PRETRAINER, "all", "3d_fullres", PLANS)
-    files = [str(folder / "checkpoint_final.pth"), str(flat["3d_fullres"] / "checkpoint_final.pth")]
+def test_checkpoints_are_probed(project: Project, flat: dict[str, Path], tmp_path: Path) -> None:
+    """Each with its own weights: an encoder of zeros says nothing about any voxel, the others do."""
+    pretrained = project.fold_folder(FLAT, PRETRAINER, "all", "3d_fullres", PLANS) / "checkpoint_final.pth"
+    zeros = tmp_path / "zeros.pth"
+    checkpoint = torch.load(pretrained, weights_only=False)
+    checkpoint["network_weights"] = {name: 0 * tensor for name, tensor in checkpoint["network_weights"].items()}
+    torch.save(checkpoint, zeros)
+    files = list(map(str, (zeros, pretrained, flat["3d_fullres"] / "checkpoint_final.pth")))
     said = project.run("hyspark_nnunet", "checkpoint", "probe", *files, "-d", "21", "-p", PLANS, "--cases", "2")
     lines = [line for line in said.splitlines() if " label 1 " in line]
     assert [line.split("  ")[0] for line in lines] == ["random weights", *files]
-    dice = [line.split("label 1")[0].split()[-1] for line in lines]
-    assert len(set(dice)) == 3 and all(0 < float(value) < 1 for value in dice)
+    random, of_zeros, *trained = (float(line.split("label 1")[0].split()[-1]) for line in lines)
+    assert all(of_zeros < dice < 1 for dice in (random, *trained))
     assert "label 3" not in said  # nobody annotated what is to be ignored
     refused = project.run("hyspark_nnunet", "checkpoint", "probe", "-d", "22", "-p", LIKE, "-c", "2d", ok=False)
     assert "is missing or empty. Run: nnUNetv2_preprocess -d 22 -c 2d -plans_name " in refused
