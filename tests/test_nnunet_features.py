@@ -193,7 +193,7 @@ def test_checkpoints_are_probed(project: Project, flat: dict[str, Path], tmp_pat
     """Each with its own weights: an encoder of zeros says nothing about any voxel, the others do."""
     pretrained = project.fold_folder(FLAT, PRETRAINER, "all", "3d_fullres", PLANS) / "checkpoint_final.pth"
     zeros = tmp_path / "zeros.pth"
-    checkpoint = torch.load(pretrained, weights_only=False)
+    checkpoint = read_checkpoint(pretrained)
     checkpoint["network_weights"] = {name: 0 * tensor for name, tensor in checkpoint["network_weights"].items()}
     torch.save(checkpoint, zeros)
     files = list(map(str, (zeros, pretrained, flat["3d_fullres"] / "checkpoint_final.pth")))
