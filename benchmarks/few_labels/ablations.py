@@ -51,7 +51,7 @@ class Ablation:
 
 
 BRIEF_PRETRAINING = "brief_pretraining"
-HALF_THE_STEPS, TWICE_THE_STEPS = "half_the_steps", "twice_the_steps"
+HALF_THE_STEPS, TWICE_THE_STEPS, THREE_TIMES_THE_STEPS = "half_the_steps", "twice_the_steps", "three_times_the_steps"
 # what training from random weights has by default
 ALL_LAYERS_ALIKE = "layer_decay_1"
 # pre-training shows most where there are few steps to train with labels, and what takes a pre-training of its own is
@@ -64,6 +64,7 @@ _of_brief = partial(_brief, against=BRIEF_PRETRAINING)
 ABLATIONS: Mapping[str, Ablation] = {
     HALF_THE_STEPS: _halved(with_scratch=True),
     TWICE_THE_STEPS: Ablation(finetune_length=2, with_scratch=True),
+    THREE_TIMES_THE_STEPS: Ablation(finetune_length=3, with_scratch=True),
     ALL_LAYERS_ALIKE: Ablation(finetune={"layer_decay": 1.0}),
     # with a decay for layers that were not trained before, too
     "layer_decay_0.75": Ablation(finetune={"layer_decay": 0.75}, with_scratch=True),
