@@ -214,7 +214,7 @@ def progress_picture(
     start, end = lists("epoch_start_timestamps", "epoch_end_timestamps")
     _curve(durations, end - start, "duration", "#3a7d44")
     durations.set_title("duration of an epoch, s")
-    durations.set_ylim(bottom=0)
+    durations.set_ylim(0, 1.1 * (end - start).max(initial=0.1))  # epochs that take the same lie below the upper edge
     if probe is not None:
         scores = np.array(probe, dtype=np.float64)
         asked = np.flatnonzero(np.isfinite(scores))
