@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 DATASET_JSON = "dataset.json"
 OUR_KEY = "hyspark_nnunet"  # in dataset.json; nnU-Net passes over keys it does not know
+LISTING_KEYS = ("dataset", OUR_KEY)  # these name files
 LABELS = {"background": 0, "body": 1}
 FOLDER_NAME = re.compile(r"Dataset(\d{3})_(\w[\w.-]*)")
 

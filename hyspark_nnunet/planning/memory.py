@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
@@ -18,7 +19,6 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,7 +29,7 @@ GIB = 2**30
 # CUDA's context and cuDNN's workspaces, which no tensor holds
 CUDA_RESERVE = GIB
 # what autocast computes in float32 on CUDA and not on the CPU, as far as our networks and nnU-Net's loss use it
-FLOAT32_ON_CUDA = {F.layer_norm, torch.layer_norm, torch.softmax, F.softmax, F.cross_entropy}
+FLOAT32_ON_CUDA = [(F, "layer_norm"), (F, "softmax"), (F, "cross_entropy"), (torch, "layer_norm"), (torch, "softmax")]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -65,16 +65,6 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class CudaAutocastTypes(TorchFunctionMode):
-    """Makes the CPU's autocast take the types that CUDA's takes: LayerNorm and the losses in float32."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in FLOAT32_ON_CUDA:
-            args = tuple(_in_float32(value) for value in args)
-            kwargs = {name: _in_float32(value) for name, value in (kwargs or {}).items()}
-        return func(*args, **(kwargs or {}))
-
-
 def pretraining_bytes(
     network: nn.Module,
     batch_size: int,
@@ -101,7 +91,7 @@ def pretraining_bytes(
     def loss(network: nn.Module) -> Tensor:
         image = torch.empty(batch_size, input_channels, *patch_size)
         visible = torch.empty(batch_size, 1, *grid, dtype=torch.bool)
-        with _precision(mixed_precision):
+        with torch.autocast("cpu", dtype=torch.float16, enabled=mixed_precision):
             reconstruction = network(image, visible, num_visible)
         return reconstruction_loss(reconstruction, image, visible)
 
@@ -123,7 +113,7 @@ def segmentation_bytes(
 
     def loss(network: nn.Module) -> Tensor:
         image = torch.empty(batch_size, input_channels, *patch_size)
-        with _precision(mixed_precision):
+        with torch.autocast("cpu", dtype=torch.float16, enabled=mixed_precision):
             return of_nnunets_loss(network(image))
 
     return step_bytes(network, loss)
@@ -144,7 +134,7 @@ def step_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
         network: on the device "meta"; its parameters are replaced.
         loss: makes a batch and returns its loss.
     """
-    with FakeTensorMode(), LiveBytes() as memory:
+    with FakeTensorMode(), LiveBytes() as memory, _cuda_autocast_types():
         _materialise(network)
         optimizer = torch.optim.AdamW(network.parameters())
         # AdamW makes its moments in its first step: the second is like all others
@@ -165,13 +155,22 @@ def _materialise(network: nn.Module) -> None:
 
 
 @contextmanager
-def _precision(mixed: bool) -> Iterator[None]:
+def _cuda_autocast_types() -> Iterator[None]:
+    """Makes the CPU's autocast take the types that CUDA's takes: LayerNorm and the losses in float32.
+
+    The functions themselves are replaced, for a TorchFunctionMode is not there while the backward pass recomputes.
+    """
     with ExitStack() as stack:
-        if mixed:
-            stack.enter_context(torch.autocast("cpu", dtype=torch.float16))
-            stack.enter_context(CudaAutocastTypes())
+        for module, name in FLOAT32_ON_CUDA:
+            stack.enter_context(patch.object(module, name, _in_float32(getattr(module, name))))
         yield
 
 
-def _in_float32(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def taken(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def called(*args: Any, **kwargs: Any) -> Tensor:
+        return function(*map(taken, args), **{name: taken(value) for name, value in kwargs.items()})
+
+    return called

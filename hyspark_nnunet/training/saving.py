@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hyspark_nnunet.atomic_files import remove_half_written, replacing
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, write_atomically
 from hyspark_nnunet.checkpoints.transfer import differences
+from hyspark_nnunet.datasets.dataset_json import LISTING_KEYS
 from hyspark_nnunet.training.continuing import LATEST, PREVIOUS, keep_as_previous, newest_whole, progress_of
 from hyspark_nnunet.training.loop import TrainingLoop
 from hyspark_nnunet.training.ranks import of_first_rank
@@ -128,7 +129,7 @@ class SavedTraining(TrainingLoop):
             "logging": self.logged_until(epochs_done),
             "_best_ema": self._best_ema,
             "current_epoch": epochs_done,
-            "init_args": self.my_init_kwargs,
+            "init_args": self.arguments_without_files(),
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             "recipe": self.recipe.as_dict(),
@@ -146,6 +147,14 @@ class SavedTraining(TrainingLoop):
         except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
             raise OSError(f"{path} cannot be written ({_reason(error, path.parent)})") from error
         self._latest_is_whole = self._latest_is_whole or path.name == LATEST
+
+    def arguments_without_files(self) -> dict[str, Any]:
+        """What the trainer was made from, without the paths of scans: a checkpoint may be given away.
+
+        ``dataset prepare`` and ``pool`` list them in dataset.json, which the results' folder has.
+        """
+        of_dataset = {k: v for k, v in self.my_init_kwargs["dataset_json"].items() if k not in LISTING_KEYS}
+        return self.my_init_kwargs | {"dataset_json": of_dataset}
 
     def _set_aside_earlier_checkpoints(self) -> None:
         """A training that does not continue (--c) would overwrite them: hours of somebody's work.

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.planner_memory import configuration_of, estimated, measured_in_a_fresh_process
+from hyspark_nnunet.building_blocks.recomputation import DEPTHS
 from hyspark_nnunet.planning.step_memory import StepMemory, finetuning_memory, pretraining_memory
 
 # larger ones: python -m benchmarks.planner_memory
@@ -27,6 +28,16 @@ def test_mixed_precision_takes_more_than_half() -> None:
     """Weights, moments, and what autocast keeps in float32 (LayerNorm, losses) stay as large."""
     full, mixed = (finetuning_memory(configuration_of([64] * 3, "S"), 1, 3, mixed) for mixed in (False, True))
     assert 0.5 < mixed.per_voxel / full.per_voxel < 0.7
+
+
+def test_what_is_recomputed_is_not_held() -> None:
+    """In mixed precision, too, where the backward pass has to take the forward pass's types."""
+    configuration = configuration_of([64] * 3, "S")
+    held = [
+        pretraining_memory(configuration | {"hyspark": {"preset": "S", "activation_checkpointing": depth}}, 1).per_voxel
+        for depth in DEPTHS
+    ]
+    assert held[0] > 1.3 * held[1] > 1.3 * 1.3 * held[2]
 
 
 def test_batches_that_fit() -> None:

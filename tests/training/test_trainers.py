@@ -11,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.architectures.from_plans import n_stages_taken
 from hyspark_nnunet.checkpoints.report import TransferReport
+from hyspark_nnunet.checkpoints.storage import read_checkpoint
 from hyspark_nnunet.training.continuing import BEST, FINAL
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
@@ -400,6 +401,18 @@ class TestLoading:
             validating.begin()
         with pytest.raises(ValueError, match=message):
             self.trainer(going_on=True).load_checkpoint(path)
+
+    def test_a_checkpoint_does_not_say_where_the_scans_lie(self) -> None:
+        trainer = self.trainer()
+        given = trainer.my_init_kwargs["dataset_json"] | {
+            "dataset": {"a": {"images": ["/clinic/a.nii.gz"], "label": "labelsTr/a.nii.gz"}},
+            "hyspark_nnunet": {"left_out": {"b": "/clinic/b.nii.gz cannot be read"}},
+        }
+        trainer.my_init_kwargs["dataset_json"] = dict(given)
+        arguments = read_checkpoint(Path(self.saved(trainer)))["init_args"]
+        assert "/clinic" not in str(arguments)
+        assert arguments["dataset_json"]["labels"] == given["labels"]
+        assert trainer.my_init_kwargs["dataset_json"] == given
 
     def test_the_table_of_groups_has_the_rates_to_come(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Not those of the checkpoint, whose recipe was another."""
