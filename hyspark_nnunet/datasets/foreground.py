@@ -1,4 +1,4 @@
-"""Where the body is: the label that nnU-Net needs for cropping, intensity statistics and the choice of patches."""
+"""Where the body is: the label that nnU-Net needs for intensity statistics and the choice of patches."""
 
 from collections.abc import Sequence
 
