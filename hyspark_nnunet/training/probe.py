@@ -25,8 +25,9 @@ from hyspark_nnunet.training.held_out import SEED, fixed_numpy_seed
 PATCHES_PER_CASE = 4  # each placed and mirrored anew
 # a patch is cut out of one this much larger: its middle lies up to a quarter of it beside a labelled voxel
 ROOM = 1.5
-VOXELS_PER_CLASS = 500  # of a patch, to fit
-VOXELS_PER_PATCH = 20_000  # drawn evenly, to score
+# of a patch, to fit: as many of every label, and no more in all, for a step of the fit costs as much as there are
+VOXELS_PER_LABEL, VOXELS_TO_FIT = 500, 1500
+VOXELS_TO_SCORE = 20_000  # of a patch, drawn evenly
 RIDGE = 1e-2  # of the number of voxels; features are standardised
 
 
@@ -122,7 +123,7 @@ class LinearProbe:
             ]
         pick: list[Callable[[Tensor], Tensor]] = [
             lambda labels: _balanced(labels, generator),
-            lambda labels: torch.randperm(len(labels), generator=generator)[:VOXELS_PER_PATCH],
+            lambda labels: torch.randperm(len(labels), generator=generator)[:VOXELS_TO_SCORE],
         ]
         parts = [
             [_labelled(*_placed(batch, patch_size, mirror_axes, generator), ignore_label, choose) for batch in part]
@@ -138,18 +139,15 @@ class LinearProbe:
             encoder: image to features, fine to coarse.
             device: of the encoder.
         """
-        features = torch.cat([_features(encoder, patch, device) for patch in self.to_fit])
-        labels = torch.cat([patch.labels for patch in self.to_fit])
-        mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
-        design = _with_constant((features - mean) / std)
-        targets = (labels[:, None] == self.classes).double()
-        penalty = torch.full((design.shape[1],), RIDGE * len(design), dtype=torch.float64)
-        penalty[-1] = 0  # of the constant
-        head = torch.linalg.solve(design.T @ design + penalty.diag(), design.T @ targets)
+        if not len(self.classes):  # no voxel of any patch is annotated
+            return ProbeScore()
+        head = RidgeRegression(len(self.classes))
+        for patch in self.to_fit:
+            head.add(_features(encoder, patch, device), (patch.labels[:, None] == self.classes).double())
+        head.fit()
         counts = torch.zeros(len(self.classes), 3, dtype=torch.float64)
         for patch in self.to_score:
-            design = _with_constant((_features(encoder, patch, device) - mean) / std)
-            predicted = (design @ head).argmax(1)
+            predicted = head.predict(_features(encoder, patch, device)).argmax(1)
             for index, label in enumerate(self.classes):
                 said, is_so = predicted == index, patch.labels == label
                 counts[index] += torch.stack([(said & is_so).sum(), said.sum(), is_so.sum()])
@@ -160,6 +158,51 @@ class LinearProbe:
                 if label != 0 and is_so > 0
             }
         )
+
+
+class RidgeRegression:
+    """Linear regression of standardised features, with a constant that is not penalised.
+
+    It keeps sums over its examples, not the examples: the memory it takes does not grow with their number.
+
+    Args:
+        n_targets: numbers to predict.
+    """
+
+    def __init__(self, n_targets: int) -> None:
+        self.n_targets, self.count = n_targets, 0
+
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Takes in examples: (N, C) and (N, T), float64."""
+        if not len(features):
+            return
+        if self.count == 0:
+            n_features = features.shape[1]
+            self.origin = features.mean(0)  # near the mean: no digits are lost where that is large
+            self.sums, self.target_sums = features.new_zeros(n_features), targets.new_zeros(self.n_targets)
+            self.products = features.new_zeros(n_features, n_features)
+            self.target_products = features.new_zeros(n_features, self.n_targets)
+        shifted = features - self.origin
+        self.count += len(features)
+        self.sums += shifted.sum(0)
+        self.target_sums += targets.sum(0)
+        self.products += shifted.T @ shifted
+        self.target_products += shifted.T @ targets
+
+    def fit(self) -> None:
+        """Solves for the weights, in closed form."""
+        beside_origin, self.constant = self.sums / self.count, self.target_sums / self.count
+        self.mean = self.origin + beside_origin
+        products = self.products - self.count * beside_origin[:, None] * beside_origin
+        self.std = (products.diagonal() / (self.count - 1)).clamp_min(0).sqrt().clamp_min(1e-6)
+        products = products / (self.std[:, None] * self.std)
+        target_products = (self.target_products - beside_origin[:, None] * self.target_sums) / self.std[:, None]
+        penalty = torch.full_like(self.std, RIDGE * self.count)
+        self.weights = torch.linalg.solve(products + penalty.diag(), target_products)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(N, C) to (N, T)."""
+        return (features - self.mean) / self.std @ self.weights + self.constant
 
 
 def _placed(
@@ -193,9 +236,10 @@ def _labelled(
 
 
 def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Up to VOXELS_PER_CLASS indices of every label."""
-    order = torch.randperm(len(labels), generator=generator)
-    return torch.cat([order[:0], *(order[labels[order] == label][:VOXELS_PER_CLASS] for label in labels.unique())])
+    """Indices of as many of every label as there may be."""
+    order, present = torch.randperm(len(labels), generator=generator), labels.unique()
+    count = min(VOXELS_PER_LABEL, VOXELS_TO_FIT // max(1, len(present)))
+    return torch.cat([order[:0], *(order[labels[order] == label][:count] for label in present)])
 
 
 def _features(encoder: nn.Module, patch: LabelledPatch, device: torch.device) -> Tensor:
@@ -206,7 +250,3 @@ def _features(encoder: nn.Module, patch: LabelledPatch, device: torch.device) ->
         for feature in encoder(patch.image[None].to(device))
     ]
     return torch.cat(sampled).T.cpu().double()  # an Apple GPU knows no float64
-
-
-def _with_constant(features: Tensor) -> Tensor:
-    return torch.cat([features, features.new_ones(len(features), 1)], 1)

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from hyspark_nnunet.checkpoints.dataset_network import DatasetNetwork
 from hyspark_nnunet.checkpoints.probing import probe_of
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
-from hyspark_nnunet.training.probe import PATCHES_PER_CASE, LinearProbe, divided, has_labels, with_room
+from hyspark_nnunet.training.probe import (
+    PATCHES_PER_CASE,
+    RIDGE,
+    LinearProbe,
+    RidgeRegression,
+    divided,
+    has_labels,
+    with_room,
+)
 from hyspark_nnunet.training.probe_cases import LabelledCases, cases_of_dataset, preprocessed_cases
 from hyspark_nnunet.visualisation import progress_picture
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
@@ -37,6 +45,15 @@ class Loader:
         image = target.clip(0, 1) + np.random.normal(0, 0.3, self.spatial)
         batch = {"data": image, "target": target}
         return {name: torch.from_numpy(array)[None, None].float() for name, array in batch.items()}
+
+
+class Half(Loader):
+    """The second class is the first half of every patch."""
+
+    def generate_train_batch(self) -> dict:
+        batch = super().generate_train_batch()
+        batch["target"].zero_()[:, :, : self.spatial[0] // 2] = 1
+        return batch
 
 
 class Encoder(nn.Module):
@@ -87,20 +104,41 @@ def test_places_are_the_voxels_of_the_labels() -> None:
         assert len({tuple(place) for place in patch.places.tolist()}) == len(patch.places) == 12 * 16 * 10
 
 
+def test_many_labels_share_the_voxels_to_fit() -> None:
+    class Many(Loader):
+        def generate_train_batch(self) -> dict:
+            batch = super().generate_train_batch()
+            batch["target"] = torch.arange(batch["target"].numel()).view(batch["target"].shape) % 100
+            return batch
+
+    probe = LinearProbe.drawn_from([Many((20, 20, 20))], [Many((20, 20, 20))], (20, 20, 20), None)
+    for patch in probe.to_fit:
+        assert torch.equal(patch.labels.unique(return_counts=True)[1], torch.full((100,), 15))
+    few = LinearProbe.drawn_from([Half((20, 20, 20))], [Half((20, 20, 20))], (20, 20, 20), None)
+    assert {tuple(patch.labels.bincount().tolist()) for patch in few.to_fit} == {(500, 500)}
+
+
+def test_the_head_is_that_of_all_examples_at_once() -> None:
+    """Features far from zero; targets that are not all linear in them; parts of unequal size, one of none."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 5, generator=generator, dtype=torch.float64) * torch.tensor([1e-3, 1, 1, 5, 1]) + 1e4
+    targets = torch.stack([(features[:, 1] > 1e4).double(), features[:, 3] - features[:, 0]], 1)
+    head = RidgeRegression(2)
+    for part in ((0, 0), (0, 10), (10, 60)):
+        head.add(features[slice(*part)], targets[slice(*part)])
+    head.fit()
+    design = (features - features.mean(0)) / features.std(0)
+    design = torch.cat([design, torch.ones(60, 1, dtype=torch.float64)], 1)
+    penalty = torch.tensor([RIDGE * 60] * 5 + [0], dtype=torch.float64)
+    weights = torch.linalg.solve(design.T @ design + penalty.diag(), design.T @ targets)
+    torch.testing.assert_close(head.predict(features), design @ weights, rtol=1e-9, atol=1e-9)
+
+
 class Place(nn.Module):
     """Sees nothing of the image and knows where it is in the patch."""
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return [torch.linspace(-1, 1, image.shape[2]).view(1, 1, -1, 1, 1).expand(1, 1, *image.shape[2:])]
-
-
-class Half(Loader):
-    """The second class is the first half of every patch."""
-
-    def generate_train_batch(self) -> dict:
-        batch = super().generate_train_batch()
-        batch["target"].zero_()[:, :, : self.spatial[0] // 2] = 1
-        return batch
 
 
 @pytest.mark.parametrize(("axes", "low", "high"), [((), 0.99, 1), ((1, 2), 0.99, 1), ((0, 1, 2), 0, 0.7)])
