@@ -37,6 +37,29 @@ def adapt_kernel(weight: Tensor, kernel: Sequence[int]) -> Tensor | None:
     return result.to(weight.dtype)
 
 
+def adapt_upsampling(weight: Tensor, kernel: Sequence[int]) -> Tensor | None:
+    """The weight of a transposed convolution whose kernel is its stride, for another stride.
+
+    n -> 1 averaged, 1 -> n repeated: each voxel of the result comes from one tap, so what is constant along the axis is
+    answered as before.
+
+    Args:
+        weight: (in, out, *stride of the file).
+        kernel: wanted, per axis.
+
+    Returns:
+        (in, out, *kernel), or None where an axis would go from one size above 1 to another.
+    """
+    result = weight.double()
+    for axis, wanted in enumerate(kernel, start=2):
+        size = result.shape[axis]
+        if size != wanted and 1 not in (size, wanted):
+            return None
+        if size != wanted:
+            result = result.mean(axis, keepdim=True).repeat_interleave(wanted, axis)
+    return result.to(weight.dtype)
+
+
 def channel_names(described: Mapping[str, object], count: int) -> list[str]:
     """Names of the input channels in order; their numbers where a description does not name them all.
 

@@ -22,6 +22,7 @@ from hyspark_nnunet.checkpoints.storage import (
     write_safetensors,
 )
 from hyspark_nnunet.checkpoints.transfer import preset_of, transfer_weights
+from hyspark_nnunet.datasets.dataset_json import without_files
 
 RELEASE, NNUNET, SAFETENSORS = "hyspark-release", "nnunet", "safetensors"
 KINDS = (RELEASE, NNUNET, SAFETENSORS)
@@ -127,6 +128,7 @@ def _to_nnunet(
     fold: str,
 ) -> list[str]:
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from hyspark_nnunet.checkpoints.dataset_network import network_of_dataset
     from hyspark_nnunet.training.optimization import parameter_groups
@@ -159,6 +161,8 @@ def _to_nnunet(
             f"{file} does not fit {target.description['dataset']} as it is: {len(changed)} tensors would be adapted or "
             f"left out, first {changed[0]}. To adapt them, train with -pretrained_weights.\n{report.table()}"
         )
+    # nnU-Net's default: training mirrors along all
+    every_axis = tuple(range(len(PlansManager(target.plans).get_configuration(configuration).patch_size)))
     optimizer = torch.optim.AdamW(
         parameter_groups(target.network, target.recipe.weight_decay, target.recipe.initial_lr)
     )
@@ -174,12 +178,11 @@ def _to_nnunet(
                 "plans": target.plans,
                 "configuration": configuration,
                 "fold": int(fold) if fold.isdecimal() else fold,
-                "dataset_json": target.dataset_json,
+                "dataset_json": without_files(target.dataset_json),
                 "device": "cpu",
             },
             "trainer_name": trainer,
-            # as nnU-Net sets it for every 3d configuration
-            "inference_allowed_mirroring_axes": (0, 1, 2),
+            "inference_allowed_mirroring_axes": weights.rest.get("inference_allowed_mirroring_axes", every_axis),
             "recipe": target.recipe.as_dict(),
             "hyspark": target.description,
         },

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hyspark_nnunet.architectures.from_plans import PRESETS
-from hyspark_nnunet.checkpoints.adaptation import adapt_kernel, adapt_stem
+from hyspark_nnunet.checkpoints.adaptation import adapt_kernel, adapt_stem, adapt_upsampling
 from hyspark_nnunet.checkpoints.correspondence import is_required, source_name, unit_of
 from hyspark_nnunet.checkpoints.heads import matching_heads
 from hyspark_nnunet.checkpoints.report import TransferReport
@@ -18,6 +18,7 @@ from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes
 MIN_ENCODER_SHARE = 0.9
 ALLOW_PARTIAL = "HYSPARK_ALLOW_PARTIAL"
 STEM, HEADS = "encoder.stem.weight", "decoder.seg_layers."
+UPSAMPLING = ".upsample.weight"  # of the reconstruction decoder: transposed convolutions whose kernel is their stride
 # of a description, what no tensor shows and what belongs to the data set: no difference worth a line
 NOT_COMPARED = ("dataset", "configuration", "plans")
 
@@ -133,7 +134,8 @@ class Transfer:
             if how:
                 hows.append(how)
         if value.shape != shape and value.ndim == len(shape) > 2 and value.shape[:2] == shape[:2]:
-            adapted = adapt_kernel(value, shape[2:])
+            adapt = adapt_upsampling if name.endswith(UPSAMPLING) else adapt_kernel
+            adapted = adapt(value, shape[2:])
             if adapted is not None:
                 hows.append(f"kernel {_times(value.shape[2:])} -> {_times(shape[2:])}")
                 value = adapted

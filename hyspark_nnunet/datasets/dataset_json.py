@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 DATASET_JSON = "dataset.json"
 OUR_KEY = "hyspark_nnunet"  # in dataset.json; nnU-Net passes over keys it does not know
-LISTING_KEYS = ("dataset", OUR_KEY)  # these name files
 LABELS = {"background": 0, "body": 1}
 FOLDER_NAME = re.compile(r"Dataset(\d{3})_(\w[\w.-]*)")
 
@@ -164,6 +163,11 @@ def made_here(folder: Path) -> bool:
         return OUR_KEY in json.loads((folder / DATASET_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+
+
+def without_files(content: Mapping[str, Any]) -> dict[str, Any]:
+    """dataset.json without what names scans and where they lie: for checkpoints, which may be given away."""
+    return {key: value for key, value in content.items() if key not in ("dataset", OUR_KEY)}
 
 
 def dataset_json_text(

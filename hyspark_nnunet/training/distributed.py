@@ -60,6 +60,18 @@ class DistributedTraining(SavedTraining):
             )
         super()._set_batch_size_and_oversample()
 
+    def _do_i_compile(self) -> bool:
+        """nnU-Net's choice, but for networks whose BatchNorm is synchronised between processes.
+
+        torch.compile breaks its graph there: what "light" leaves to the compiler would be kept, more memory than the
+        plan counts on, and torch 2.5 and earlier refuse what recomputation makes of DDP's graphs.
+        """
+        compiles = super()._do_i_compile()
+        if compiles and self.is_ddp and any(isinstance(module, _BatchNorm) for module in self.network.modules()):
+            self.print_to_log_file("Not compiled: torch.compile does not go well with BatchNorm over several GPUs.")
+            return False
+        return compiles
+
     def unused_parameters(self) -> list[nn.Parameter]:
         """Parameters of the network that no loss depends on."""
         return []

@@ -11,6 +11,7 @@ from torch import Tensor
 from hyspark_nnunet.masking import sample_visible
 
 SEED = 2408_05815  # HySparK's arXiv number
+DRAWS_PER_BATCH = 10  # at most, where patches have to be drawn again
 
 
 def fixed_mask(index: int, batch_size: int, grid: Sequence[int], mask_ratio: float, mask_block: int = 1) -> Tensor:
@@ -43,6 +44,9 @@ class HeldOutPatches:
         rank: of this process; every rank draws patches of its own and the same masks.
         pin_memory: for copies to a CUDA device.
         mask_block: units per axis that are hidden together.
+
+    Raises:
+        ValueError: of nearly all patches some voxel is not finite; names cases.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class HeldOutPatches:
         pin_memory: bool = False,
         mask_block: int = 1,
     ) -> None:
+        # cases with voxels that are not finite: one would make the loss of every epoch so
+        self.not_finite: set[str] = set()
         with fixed_numpy_seed(SEED + rank):
-            drawn = [loader.generate_train_batch() for _ in range(n_batches)]
+            drawn = self._draw(loader, n_batches)
         self.batches = []
         for index, batch in enumerate(drawn):
             image = batch["data"].pin_memory() if pin_memory else batch["data"]
@@ -64,6 +70,28 @@ class HeldOutPatches:
             kept = {"data": image, "visible": visible, "keys": list(batch["keys"])}
             self.batches.append({**kept, "unreadable": batch.get("unreadable", {})})
         self._position = 0
+
+    def _draw(self, loader: nnUNetDataLoader, n_batches: int) -> list[dict]:
+        """So many batches of finite patches; those of other cases are left out, and named in ``not_finite``."""
+        drawn, keys, images = [], [], []
+        for _ in range(n_batches * DRAWS_PER_BATCH):
+            batch = loader.generate_train_batch()
+            size = len(batch["data"])
+            for key, image in zip(batch["keys"], batch["data"], strict=True):
+                if image.isfinite().all():
+                    keys.append(key)
+                    images.append(image)
+                else:
+                    self.not_finite.add(str(key))
+            if len(images) >= size:
+                drawn.append({**batch, "keys": keys[:size], "data": torch.stack(images[:size])})
+                keys, images = keys[size:], images[size:]
+            if len(drawn) == n_batches:
+                return drawn
+        raise ValueError(
+            f"hardly any held-out patch has finite voxels alone; cases with others: "
+            f"{', '.join(sorted(self.not_finite)[:10])}. See: hyspark_nnunet dataset check"
+        )
 
     def restart(self) -> None:
         """Makes the first batch the next."""

@@ -260,6 +260,12 @@ class TrainingLoop(nnUNetTrainer):
         inside = {"iterations": self._iteration_in_epoch, "ranks": every_rank(state)}
         self.write_checkpoint(str(Path(self.output_folder, LATEST)), self.current_epoch, inside)
 
+    def end_loader_processes(self) -> None:
+        """Ends batchgenerators' processes, which would outlive the training."""
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if hasattr(loader, "_finish"):
+                loader._finish()
+
     def _stop_if_asked(self, state: dict[str, Any]) -> None:
         """Ends the process in order, where any of the processes got a signal.
 
@@ -269,9 +275,7 @@ class TrainingLoop(nnUNetTrainer):
         if not any_rank(self.stop.signal is not None, self.device):
             return
         self._write_inside_epoch(state)
-        for loader in (self.dataloader_train, self.dataloader_val):
-            if hasattr(loader, "_finish"):
-                loader._finish()
+        self.end_loader_processes()
         if self.local_rank == 0:
             self.print_to_log_file(
                 f"Ended on {self.stop.signal or 'the signal of another process'} in epoch {self.current_epoch} after "

@@ -162,6 +162,11 @@ class HySparKPretrainTrainer(ProbingTrainer):
             pin_memory=self.device.type == "cuda",
             mask_block=self.recipe.mask_block,
         )
+        if not_finite := sorted(set(self.gather(list(held_out.not_finite)))):
+            self.print_to_log_file(
+                f"WARNING: voxels of held-out cases are not finite: {', '.join(not_finite)}. Their patches are left "
+                "out of the validation loss. See: hyspark_nnunet dataset check"
+            )
         training_loader = loader(dataset_tr, initial_patch_size, transforms)
         processes = get_allowed_n_proc_DA()
         return augmenter(training_loader, processes, max(6, processes // 2), self.device.type == "cuda"), held_out
@@ -290,6 +295,9 @@ class HySparKPretrainTrainer(ProbingTrainer):
                 self.recipe.mask_block,
                 self.recipe.standardise_targets,
             )
+            if not np.isfinite(case.loss):
+                self.print_to_log_file(f"WARNING: case {key}: voxels of it are not finite. It is left out.")
+                continue
             metrics = {"reconstruction_loss": case.loss, "mean_absolute_error": case.mean_absolute_error}
             results.append({"case": key, "n_patches": case.n_patches, "metrics": metrics})
             self.print_to_log_file(f"{key}: reconstruction loss {case.loss:.4f} over {case.n_patches} patches")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.utilities.helpers import empty_cache
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -14,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hyspark_nnunet.atomic_files import remove_half_written, replacing
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, write_atomically
 from hyspark_nnunet.checkpoints.transfer import differences
-from hyspark_nnunet.datasets.dataset_json import LISTING_KEYS
-from hyspark_nnunet.training.continuing import LATEST, PREVIOUS, keep_as_previous, newest_whole, progress_of
+from hyspark_nnunet.datasets.dataset_json import without_files
+from hyspark_nnunet.training.continuing import FINAL, LATEST, PREVIOUS, keep_as_previous, newest_whole, progress_of
 from hyspark_nnunet.training.loop import TrainingLoop
 from hyspark_nnunet.training.ranks import of_first_rank
 from hyspark_nnunet.training.recipe import save_recipe
@@ -78,6 +79,11 @@ class SavedTraining(TrainingLoop):
 
     # ------------------------------------------------------------------------------------------------- writing
 
+    def begin_files_beside(self) -> None:
+        """Writes them, unless the folder's checkpoints are of an earlier training, which they describe till then."""
+        if not self._earlier_checkpoints():
+            self.write_files_beside()
+
     def write_files_beside(self) -> None:
         """What prediction and people need beside the checkpoints."""
         save_recipe(self.recipe, Path(self.output_folder) / "recipe.json")
@@ -129,7 +135,7 @@ class SavedTraining(TrainingLoop):
             "logging": self.logged_until(epochs_done),
             "_best_ema": self._best_ema,
             "current_epoch": epochs_done,
-            "init_args": self.arguments_without_files(),
+            "init_args": self.my_init_kwargs | {"dataset_json": without_files(self.my_init_kwargs["dataset_json"])},
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             "recipe": self.recipe.as_dict(),
@@ -148,35 +154,38 @@ class SavedTraining(TrainingLoop):
             raise OSError(f"{path} cannot be written ({_reason(error, path.parent)})") from error
         self._latest_is_whole = self._latest_is_whole or path.name == LATEST
 
-    def arguments_without_files(self) -> dict[str, Any]:
-        """What the trainer was made from, without the paths of scans: a checkpoint may be given away.
-
-        ``dataset prepare`` and ``pool`` list them in dataset.json, which the results' folder has.
-        """
-        of_dataset = {k: v for k, v in self.my_init_kwargs["dataset_json"].items() if k not in LISTING_KEYS}
-        return self.my_init_kwargs | {"dataset_json": of_dataset}
-
     def _set_aside_earlier_checkpoints(self) -> None:
         """A training that does not continue (--c) would overwrite them: hours of somebody's work.
 
         Not before there is a new one to write: till then, whoever forgot --c can stop and continue.
         """
-        earlier = sorted(Path(self.output_folder).glob("checkpoint_*.pth"))
-        already, self._may_overwrite = self._may_overwrite, True
-        if not earlier or already:
+        earlier, self._may_overwrite = self._earlier_checkpoints(), True
+        if not earlier:
             return
         aside = Path(self.output_folder) / f"earlier_{datetime.now():%Y-%m-%d_%H-%M-%S}"
         aside.mkdir()
         for file in earlier:
             file.rename(aside / file.name)
+        self.write_files_beside()
         self.print_to_log_file(
             f"This folder holds checkpoints of an earlier training. They are kept in {aside}. (To continue it: --c)"
         )
 
+    def _earlier_checkpoints(self) -> list[Path]:
+        """The folder's checkpoints that this training neither wrote nor continues."""
+        return [] if self._may_overwrite else sorted(Path(self.output_folder).glob("checkpoint_*.pth"))
+
     def on_train_end(self) -> None:
-        super().on_train_end()
-        if self.local_rank == 0:
-            Path(self.output_folder, PREVIOUS).unlink(missing_ok=True)
+        """Mirrors nnUNetTrainer.on_train_end; nothing is removed where the final checkpoint is not written."""
+        self.current_epoch -= 1  # it is counted already
+        self.save_checkpoint(str(Path(self.output_folder, FINAL)))
+        self.current_epoch += 1
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            for name in (LATEST, PREVIOUS):
+                Path(self.output_folder, name).unlink(missing_ok=True)
+        self.end_loader_processes()
+        empty_cache(self.device)
+        self.print_to_log_file("Training done.")
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -195,7 +204,8 @@ class SavedTraining(TrainingLoop):
         checkpoint, to_validate = filename_or_checkpoint, False
         if isinstance(checkpoint, str):
             to_validate = not self._continue
-            checkpoint = read_checkpoint(self._choose(Path(checkpoint)), self.device)
+            # to the CPU, where AdamW counts its steps; the rest is copied to where it belongs
+            checkpoint = read_checkpoint(self._choose(Path(checkpoint)))
         self._compare_recipe(checkpoint.get("recipe", {}))
         sizes = {key: value for key, value in self.describe_network().items() if key in SIZES}
         differing = differences(checkpoint.get("hyspark", {}), sizes)

@@ -223,7 +223,7 @@ class HySparKTrainer(DistributedTraining):
                 num_processes=max(1, round(get_allowed_n_proc_DA() // 2)),
                 verify=True,
             )
-            self.write_files_beside()
+            self.begin_files_beside()
             self.plot_network_architecture()
             self._save_debug_information()
         if self.is_ddp:

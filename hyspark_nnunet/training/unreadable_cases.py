@@ -12,6 +12,8 @@ from hyspark_nnunet.training.loader_processes import end_with_parent
 
 # of nnU-Net's data sets, in which it keeps the segmentations of a cascade's first stage, too
 SEGMENTATION_ENDINGS = (".b2nd", ".npz", ".npy")
+# so many errors in a row that a second reading does not show are drawn over
+PASSING_FAULTS = 10
 
 
 class UnreadableCase(OSError):
@@ -79,6 +81,8 @@ class RedrawingLoader(nnUNetDataLoader):
         super().__init__(LastCase(data), *args, **kwargs)
         # by case, what is wrong with it
         self.unreadable: dict[str, str] = {}
+        # errors in a row of cases that could be read afterwards
+        self.passing = 0
 
     def generate_train_batch(self) -> dict[str, Any]:
         """A batch of nnU-Net with "unreadable": what is wrong with cases that could not be read so far, by case.
@@ -92,8 +96,12 @@ class RedrawingLoader(nnUNetDataLoader):
             except Exception as error:
                 case = self._data.case
                 fault = None if case is None else fault_of(self._data.dataset, str(case))
-                if fault is None:  # not the files' fault
-                    raise
+                if fault is None:
+                    # readable again: a network drive's hiccup, or not the files' fault at all
+                    self.passing += 1
+                    if not isinstance(error, OSError | RuntimeError) or self.passing > PASSING_FAULTS:
+                        raise
+                    continue
                 # the case stays in the draw: which cases are drawn next must not depend on what failed before,
                 # or a training that is continued would draw others
                 self.unreadable[str(case)] = fault
@@ -103,6 +111,7 @@ class RedrawingLoader(nnUNetDataLoader):
                     ) from error
             else:
                 # a fault of the file system may pass
+                self.passing = 0
                 for case in batch["keys"]:
                     self.unreadable.pop(str(case), None)
                 return {**batch, "unreadable": dict(self.unreadable)}

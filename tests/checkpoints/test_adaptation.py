@@ -8,6 +8,7 @@ from hyspark_nnunet.checkpoints.adaptation import (
     adapt_input_channels,
     adapt_kernel,
     adapt_stem,
+    adapt_upsampling,
     channel_assignment,
     channel_names,
 )
@@ -55,6 +56,23 @@ class TestKernels:
 
     def test_equal_kernels_stay_as_they_are(self, weight) -> None:
         assert torch.equal(adapt_kernel(weight, (3, 3, 3)), weight)
+
+
+@pytest.mark.parametrize(("here", "there"), [((2, 2, 2), (1, 2, 2)), ((1, 2, 2), (2, 2, 2)), ((2, 1, 2), (1, 2, 2))])
+def test_another_stride_of_an_upsampling(here: tuple, there: tuple) -> None:
+    """Of an image that is constant along the axes that change, the same: averaged over what one voxel becomes."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 5, *here, generator=generator)
+    adapted = adapt_upsampling(weight, there)
+    assert adapted.shape == (4, 5, *there) and adapted.dtype == weight.dtype
+    changed = [axis for axis in range(3) if here[axis] != there[axis]]
+    image = torch.randn(1, 4, *[1 if axis in changed else 3 for axis in range(3)], generator=generator)
+    before, after = (F.conv_transpose3d(image, w, stride=w.shape[2:]) for w in (weight, adapted))
+    axes = [2 + axis for axis in changed]
+    same(after.mean(axes), before.mean(axes))
+    if there[changed[0]] == 2:  # and every voxel alike
+        same(after.narrow(axes[0], 0, 1), after.narrow(axes[0], 1, 1))
+    assert adapt_upsampling(weight, (3, 2, 2)) is None or here[0] == 1
 
 
 class TestInputChannels:

@@ -163,6 +163,17 @@ class TestConvert:
         assert section[source["trainer_name"].removeprefix("HySparK").removesuffix("Trainer").lower()]["preset"] == "S"
         assert json.loads((out.parents[1] / "dataset.json").read_text()) == DATASET_JSON
 
+    @pytest.mark.parametrize(("said", "expected"), [({}, (0, 1)), ({"inference_allowed_mirroring_axes": None}, None)])
+    def test_mirroring_is_the_files_or_along_all_axes_of_the_plan(
+        self, preprocessed: Path, tmp_path: Path, said: dict, expected: tuple | None
+    ) -> None:
+        plans = make_plans([16, 16], [axes[:2] for axes in CUBIC], hyspark={"preset": "S"})
+        (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+        file, out = write_checkpoint(FINETUNER, tmp_path / "flat.pth"), tmp_path / "out.pth"
+        write_atomically(read_checkpoint(file) | said, file)
+        assert self.convert(file, out, "nnunet", *TARGET) == 0
+        assert read_checkpoint(out)["inference_allowed_mirroring_axes"] == expected
+
     def test_a_training_continues_from_it(self, checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
         out = tmp_path / "out.pth"
         assert self.convert(checkpoint, out, "nnunet", *TARGET) == 0

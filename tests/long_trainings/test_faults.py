@@ -90,8 +90,14 @@ def test_a_damaged_case_and_a_case_of_nan(commands: Commands, tmp_path: Path, tr
     final = read_checkpoint(run.folder(trainer) / "checkpoint_final.pth")
     assert all_finite(final["network_weights"]) and np.isfinite(final["logging"]["train_losses"]).all()
 
-    damage(configuration / f"{validated}.b2nd")
-    more["VALIDATE"] = "1"
+    more["VALIDATE"], file = "1", configuration / f"{validated}.b2nd"
+    if trainer == PRETRAINER:
+        whole = file.read_bytes()
+        write_nan(file)
+        run = commands.train(trainer, tmp_path / "results", "--val", **more)
+        assert f"WARNING: case {validated}: voxels of it are not finite. It is left out." in run.printed
+        file.write_bytes(whole)
+    damage(file)
     fault = f"case {validated}: its image in {configuration} cannot be read"
     if trainer == PRETRAINER:
         run = commands.train(trainer, tmp_path / "results", "--val", **more)

@@ -51,6 +51,31 @@ def test_the_global_generator_is_left_alone() -> None:
     assert np.random.rand() == expected
 
 
+class OftenNotFinite(RandomLoader):
+    """Of every batch the first patch, and of some both, are of a case with a voxel that is not finite."""
+
+    def __init__(self, both_of: int) -> None:
+        self.both_of, self.drawn = both_of, 0
+
+    def generate_train_batch(self) -> dict:
+        batch = super().generate_train_batch()
+        self.drawn += 1
+        for index in range(2 if self.drawn % self.both_of == 0 else 1):
+            batch["data"][index, 0, 0, 0, 0] = (np.nan, np.inf)[index]
+            batch["keys"][index] = f"broken_{index}"
+        return batch
+
+
+def test_patches_that_are_not_finite_are_drawn_again() -> None:
+    patches = HeldOutPatches(OftenNotFinite(3), 5, (2, 2, 2), 0.75)
+    assert patches.not_finite == {"broken_0", "broken_1"}
+    for batch in epoch(patches):
+        assert batch["data"].shape == (2, 1, 4, 4, 4) and batch["data"].isfinite().all()
+        assert len(batch["keys"]) == 2 and not patches.not_finite & set(batch["keys"])
+    with pytest.raises(ValueError, match=r"cases with others: broken_0, broken_1\. See: hyspark_nnunet dataset check"):
+        HeldOutPatches(OftenNotFinite(1), 5, (2, 2, 2), 0.75)
+
+
 def test_examples_are_of_different_cases_first() -> None:
     patches = make()
     names = [case for case, _, _ in patches.examples(10)]

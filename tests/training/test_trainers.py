@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from hyspark_nnunet.architectures.from_plans import n_stages_taken
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
-from hyspark_nnunet.training.continuing import BEST, FINAL
+from hyspark_nnunet.training.continuing import BEST, FINAL, LATEST, PREVIOUS
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from hyspark_nnunet.training.stepping import take_step
@@ -414,6 +414,32 @@ class TestLoading:
         assert arguments["dataset_json"]["labels"] == given["labels"]
         assert trainer.my_init_kwargs["dataset_json"] == given
 
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_a_trial_that_writes_nothing_removes_nothing(self, kept: bool) -> None:
+        trainer = self.trainer()
+        files = [Path(self.saved(trainer, name)) for name in (LATEST, LATEST)] + [Path(trainer.output_folder, PREVIOUS)]
+        trainer.disable_checkpointing = kept
+        trainer.on_train_end()
+        assert [file.exists() for file in files] == [kept] * 3
+        assert Path(trainer.output_folder, FINAL).exists() != kept
+
+    def test_what_describes_earlier_checkpoints_stays_till_they_are_set_aside(self) -> None:
+        earlier = self.trainer()
+        fingerprint = Path(earlier.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
+        fingerprint.parent.mkdir(parents=True)
+        fingerprint.write_text("{}")
+        earlier.begin_files_beside()
+        plans = Path(earlier.output_folder_base, "plans.json")
+        before = plans.read_text()
+        path = self.saved(earlier)
+        trial = self.trainer()
+        trial.plans_manager.plans["configurations"]["3d_fullres"]["hyspark"] = {"preset": "L"}
+        trial.begin_files_beside()
+        assert plans.read_text() == before and Path(path).exists()
+        self.saved(trial, LATEST)
+        assert '"L"' in plans.read_text() and not Path(path).exists()
+        assert list(Path(trial.output_folder).glob(f"earlier_*/{FINAL}"))
+
     def test_the_table_of_groups_has_the_rates_to_come(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Not those of the checkpoint, whose recipe was another."""
         path = self.saved(self.trainer(initial_lr=1e-3, layer_decay=0.5))
@@ -471,3 +497,20 @@ def test_pretrained_weights_report_lies_with_the_checkpoints(tmp_path: Path) -> 
     stem = next(entry for entry in report["tensors"] if entry["name"] == "encoder.stem.weight")
     assert stem["fate"] == "adapted" and stem["why"] == "input channels: T1 from 0, T2 from 0"
     assert trainer.describe_network()["labels"] == ["background", "organ"]
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "compiled"), [(HySparKPretrainTrainer, False), (HySparKFinetuneTrainer, True)]
+)
+def test_networks_with_batchnorm_are_not_compiled_over_several_gpus(
+    trainer_class, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_compile", raising=False)
+    trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"}))
+    trainer.network = trainer_class.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, 2
+    )
+    trainer.device = torch.device("cuda")  # nnU-Net compiles nowhere else
+    assert trainer._do_i_compile()
+    trainer.is_ddp = True
+    assert trainer._do_i_compile() == compiled

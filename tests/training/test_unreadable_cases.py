@@ -106,6 +106,30 @@ def test_an_error_that_is_not_of_the_files() -> None:
         next(loader(Dataset(set()), broken))
 
 
+class Hiccups(Dataset):
+    """Cannot be read a number of times, and then can."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(set())
+        self.count, self.failed = count, False
+
+    def load_case(self, identifier: str):
+        self.failed = not self.failed and self.count > 0  # the second reading, of fault_of, succeeds
+        if self.failed:
+            self.count -= 1
+            raise OSError("Input/output error")
+        return super().load_case(identifier)
+
+
+def test_a_passing_error_is_drawn_over() -> None:
+    dataset = Hiccups(3)
+    batch = next(loader(dataset))
+    assert dataset.count == 0 and batch["unreadable"] == {}
+    assert [chr(int(image.mean())) for image in batch["data"]] == list(batch["keys"])
+    with pytest.raises(OSError, match="Input/output error"):
+        next(loader(Hiccups(1000)))
+
+
 def test_what_is_wrong_with_a_case() -> None:
     assert fault_of(Dataset(set()), "a") is None
     assert "its files in preprocessed cannot be read (FileNotFoundError: a.b2nd)" in fault_of(
