@@ -188,7 +188,7 @@ def _to_nnunet(
         },
         out,
     )
-    return [*lines, report.table(), *_place_beside(Path(out), target.plans, target.dataset_json)]
+    return [*lines, report.table(), *_place_beside(Path(out), target.plans, without_files(target.dataset_json))]
 
 
 def _place_beside(out: Path, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> list[str]:

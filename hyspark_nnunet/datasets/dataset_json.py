@@ -166,7 +166,7 @@ def made_here(folder: Path) -> bool:
 
 
 def without_files(content: Mapping[str, Any]) -> dict[str, Any]:
-    """dataset.json without what names scans and where they lie: for checkpoints, which may be given away."""
+    """dataset.json without what names scans and where they lie: for results, which may be given away."""
     return {key: value for key, value in content.items() if key not in ("dataset", OUR_KEY)}
 
 

@@ -67,7 +67,12 @@ class DistributedTraining(SavedTraining):
         plan counts on, and torch 2.5 and earlier refuse what recomputation makes of DDP's graphs.
         """
         compiles = super()._do_i_compile()
-        if compiles and self.is_ddp and any(isinstance(module, _BatchNorm) for module in self.network.modules()):
+        if (
+            compiles
+            and self.is_ddp
+            and world_size() > 1
+            and any(isinstance(module, _BatchNorm) for module in self.network.modules())
+        ):
             self.print_to_log_file("Not compiled: torch.compile does not go well with BatchNorm over several GPUs.")
             return False
         return compiles

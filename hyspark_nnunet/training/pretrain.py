@@ -286,8 +286,12 @@ class HySparKPretrainTrainer(ProbingTrainer):
                 self.print_to_log_file(f"WARNING: {fault}. It is left out.")
                 continue
             data, _, _, _ = dataset.load_case(key)
+            image = torch.from_numpy(np.asarray(data[:], dtype=np.float32))
+            if not image.isfinite().all():
+                self.print_to_log_file(f"WARNING: case {key}: voxels of it are not finite. It is left out.")
+                continue
             case = reconstruct_case(
-                torch.from_numpy(np.asarray(data[:], dtype=np.float32)),
+                image,
                 self.configuration_manager.patch_size,
                 self.unit,
                 self.recipe.mask_ratio,
@@ -295,9 +299,6 @@ class HySparKPretrainTrainer(ProbingTrainer):
                 self.recipe.mask_block,
                 self.recipe.standardise_targets,
             )
-            if not np.isfinite(case.loss):
-                self.print_to_log_file(f"WARNING: case {key}: voxels of it are not finite. It is left out.")
-                continue
             metrics = {"reconstruction_loss": case.loss, "mean_absolute_error": case.mean_absolute_error}
             results.append({"case": key, "n_patches": case.n_patches, "metrics": metrics})
             self.print_to_log_file(f"{key}: reconstruction loss {case.loss:.4f} over {case.n_patches} patches")

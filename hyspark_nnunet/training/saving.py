@@ -89,7 +89,8 @@ class SavedTraining(TrainingLoop):
         save_recipe(self.recipe, Path(self.output_folder) / "recipe.json")
         base = Path(self.output_folder_base)
         # all folds share these, and may begin at the same time
-        for name, content in (("plans.json", self.plans_manager.plans), ("dataset.json", self.dataset_json)):
+        described = {"plans.json": self.plans_manager.plans, "dataset.json": without_files(self.dataset_json)}
+        for name, content in described.items():
             with replacing(base / name) as beside:
                 save_json(content, str(beside), sort_keys=False)
         fingerprint = Path(self.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
@@ -159,17 +160,16 @@ class SavedTraining(TrainingLoop):
 
         Not before there is a new one to write: till then, whoever forgot --c can stop and continue.
         """
-        earlier, self._may_overwrite = self._earlier_checkpoints(), True
-        if not earlier:
-            return
-        aside = Path(self.output_folder) / f"earlier_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        aside.mkdir()
-        for file in earlier:
-            file.rename(aside / file.name)
-        self.write_files_beside()
-        self.print_to_log_file(
-            f"This folder holds checkpoints of an earlier training. They are kept in {aside}. (To continue it: --c)"
-        )
+        if earlier := self._earlier_checkpoints():
+            aside = Path(self.output_folder) / f"earlier_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+            aside.mkdir(exist_ok=True)
+            self.write_files_beside()
+            for file in earlier:
+                file.rename(aside / file.name)
+            self.print_to_log_file(
+                f"This folder holds checkpoints of an earlier training. They are kept in {aside}. (To continue it: --c)"
+            )
+        self._may_overwrite = True  # not before: what failed is tried again at the next save
 
     def _earlier_checkpoints(self) -> list[Path]:
         """The folder's checkpoints that this training neither wrote nor continues."""

@@ -12,7 +12,7 @@ from hyspark_nnunet.training.loader_processes import end_with_parent
 
 # of nnU-Net's data sets, in which it keeps the segmentations of a cascade's first stage, too
 SEGMENTATION_ENDINGS = (".b2nd", ".npz", ".npy")
-# so many errors in a row that a second reading does not show are drawn over
+# so many errors in a row that a second reading does not show are tried again
 PASSING_FAULTS = 10
 
 
@@ -91,6 +91,7 @@ class RedrawingLoader(nnUNetDataLoader):
             UnreadableCase: no case is left.
         """
         while True:
+            drawn_from = np.random.get_state(), torch.get_rng_state()
             try:
                 batch = super().generate_train_batch()
             except Exception as error:
@@ -101,6 +102,9 @@ class RedrawingLoader(nnUNetDataLoader):
                     self.passing += 1
                     if not isinstance(error, OSError | RuntimeError) or self.passing > PASSING_FAULTS:
                         raise
+                    # the same draw: what is no hiccup fails again, and what comes later is drawn as ever
+                    np.random.set_state(drawn_from[0])
+                    torch.set_rng_state(drawn_from[1])
                     continue
                 # the case stays in the draw: which cases are drawn next must not depend on what failed before,
                 # or a training that is continued would draw others

@@ -423,7 +423,12 @@ class TestLoading:
         assert [file.exists() for file in files] == [kept] * 3
         assert Path(trainer.output_folder, FINAL).exists() != kept
 
-    def test_what_describes_earlier_checkpoints_stays_till_they_are_set_aside(self) -> None:
+    def test_what_describes_earlier_checkpoints_stays_till_they_are_set_aside(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_space(*_: Any, **__: Any) -> None:
+            raise OSError("No space left on device")
+
         earlier = self.trainer()
         fingerprint = Path(earlier.preprocessed_dataset_folder_base, "dataset_fingerprint.json")
         fingerprint.parent.mkdir(parents=True)
@@ -435,6 +440,11 @@ class TestLoading:
         trial = self.trainer()
         trial.plans_manager.plans["configurations"]["3d_fullres"]["hyspark"] = {"preset": "L"}
         trial.begin_files_beside()
+        assert plans.read_text() == before and Path(path).exists()
+        with monkeypatch.context() as full:
+            full.setattr(Path, "mkdir", no_space)
+            with pytest.raises(OSError, match="No space left"):
+                self.saved(trial, LATEST)
         assert plans.read_text() == before and Path(path).exists()
         self.saved(trial, LATEST)
         assert '"L"' in plans.read_text() and not Path(path).exists()
@@ -513,4 +523,6 @@ def test_networks_with_batchnorm_are_not_compiled_over_several_gpus(
     trainer.device = torch.device("cuda")  # nnU-Net compiles nowhere else
     assert trainer._do_i_compile()
     trainer.is_ddp = True
+    assert trainer._do_i_compile()  # torchrun with one process
+    monkeypatch.setattr("hyspark_nnunet.training.distributed.world_size", lambda: 2)
     assert trainer._do_i_compile() == compiled

@@ -98,12 +98,19 @@ def test_no_case_is_left() -> None:
         next(loader(Dataset({"a", "b"}, missing={"c"})))
 
 
-def test_an_error_that_is_not_of_the_files() -> None:
-    def broken(**_):
-        raise ValueError("of a transform")
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_an_error_that_is_not_of_the_files(error: type[Exception]) -> None:
+    """Of one case alone: it is not drawn over."""
 
-    with pytest.raises(ValueError, match="of a transform"):
-        next(loader(Dataset(set()), broken))
+    def broken(image, **_):
+        if image.mean() == ord("b"):
+            raise error("of a transform")
+        return {"image": image, "segmentation": image}
+
+    made = loader(Dataset(set()), broken)
+    with pytest.raises(error, match="of a transform"):
+        for _ in range(100):
+            next(made)
 
 
 class Hiccups(Dataset):
@@ -122,10 +129,14 @@ class Hiccups(Dataset):
 
 
 def test_a_passing_error_is_drawn_over() -> None:
-    dataset = Hiccups(3)
-    batch = next(loader(dataset))
-    assert dataset.count == 0 and batch["unreadable"] == {}
-    assert [chr(int(image.mean())) for image in batch["data"]] == list(batch["keys"])
+    dataset, keys = Hiccups(3), []
+    for data in (dataset, Dataset(set())):
+        np.random.seed(1)
+        made = loader(data)
+        batches = [next(made) for _ in range(5)]
+        keys.append([list(batch["keys"]) for batch in batches])
+        assert batches[-1]["unreadable"] == {}
+    assert dataset.count == 0 and keys[0] == keys[1]  # and the same is drawn as without
     with pytest.raises(OSError, match="Input/output error"):
         next(loader(Hiccups(1000)))
 
