@@ -128,7 +128,6 @@ def _to_nnunet(
     fold: str,
 ) -> list[str]:
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from hyspark_nnunet.checkpoints.dataset_network import network_of_dataset
     from hyspark_nnunet.training.optimization import parameter_groups
@@ -162,7 +161,8 @@ def _to_nnunet(
             f"left out, first {changed[0]}. To adapt them, train with -pretrained_weights.\n{report.table()}"
         )
     # nnU-Net's default: training mirrors along all
-    every_axis = tuple(range(len(PlansManager(target.plans).get_configuration(configuration).patch_size)))
+    every_axis = tuple(range(len(target.description["patch_size"])))
+    dataset_json = without_files(target.dataset_json)
     optimizer = torch.optim.AdamW(
         parameter_groups(target.network, target.recipe.weight_decay, target.recipe.initial_lr)
     )
@@ -178,7 +178,7 @@ def _to_nnunet(
                 "plans": target.plans,
                 "configuration": configuration,
                 "fold": int(fold) if fold.isdecimal() else fold,
-                "dataset_json": without_files(target.dataset_json),
+                "dataset_json": dataset_json,
                 "device": "cpu",
             },
             "trainer_name": trainer,
@@ -188,7 +188,7 @@ def _to_nnunet(
         },
         out,
     )
-    return [*lines, report.table(), *_place_beside(Path(out), target.plans, without_files(target.dataset_json))]
+    return [*lines, report.table(), *_place_beside(Path(out), target.plans, dataset_json)]
 
 
 def _place_beside(out: Path, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> list[str]:

@@ -60,6 +60,11 @@ class DistributedTraining(SavedTraining):
             )
         super()._set_batch_size_and_oversample()
 
+    @property
+    def has_batch_norm(self) -> bool:
+        """Does the network take statistics over a batch?"""
+        return any(isinstance(module, _BatchNorm) for module in self.network.modules())
+
     def _do_i_compile(self) -> bool:
         """nnU-Net's choice, but for networks whose BatchNorm is synchronised between processes.
 
@@ -67,12 +72,7 @@ class DistributedTraining(SavedTraining):
         plan counts on, and torch 2.5 and earlier refuse what recomputation makes of DDP's graphs.
         """
         compiles = super()._do_i_compile()
-        if (
-            compiles
-            and self.is_ddp
-            and world_size() > 1
-            and any(isinstance(module, _BatchNorm) for module in self.network.modules())
-        ):
+        if compiles and world_size() > 1 and self.has_batch_norm:
             self.print_to_log_file("Not compiled: torch.compile does not go well with BatchNorm over several GPUs.")
             return False
         return compiles
@@ -94,7 +94,7 @@ class DistributedTraining(SavedTraining):
             f"{world_size()} processes over {dist.get_backend()}; batch of {self.global_batch_size} patches, "
             f"{self.batch_size} of them on rank {self.local_rank}, on {self.device}"
         )
-        if not on_cuda and any(isinstance(module, _BatchNorm) for module in self.network.modules()):
+        if not on_cuda and self.has_batch_norm:
             self.print_to_log_file(
                 "BatchNorm is not synchronised, PyTorch does that on CUDA only: every process normalises by its own "
                 "part of the batch."
