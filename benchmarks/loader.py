@@ -19,8 +19,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from benchmarks.measuring import machine, table, write_csv
 from benchmarks.step import CUBE, HIPPOCAMPUS, LARGE, RESULTS
-from hyspark_nnunet.training.image_transforms import pretraining_transforms
-from hyspark_nnunet.training.recipe_fields import NO_AUGMENTATION
+from hyspark_nnunet.recipe.fields import NO_AUGMENTATION
+from hyspark_nnunet.training.data.image_transforms import pretraining_transforms
 
 ROTATION = (-30 / 360 * 2 * np.pi, 30 / 360 * 2 * np.pi)  # nnU-Net's, for a cube
 SCALES = [[1.0] * 3, [0.5] * 3, [0.25] * 3, [0.125] * 3]

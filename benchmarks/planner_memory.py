@@ -27,10 +27,10 @@ from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.planning.memory import of_nnunets_loss
 from hyspark_nnunet.planning.step_memory import finetuning_memory, pretraining_memory
+from hyspark_nnunet.recipe.recipe import PretrainRecipe
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
-from hyspark_nnunet.training.recipe import PretrainRecipe
 
 KINDS = ("pretraining", "finetuning")
 CLASSES = 3

@@ -31,9 +31,9 @@ from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.architectures.from_plans import PRESETS, decoder_width
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible
-from hyspark_nnunet.training.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.loss import reconstruction_loss
-from hyspark_nnunet.training.precision import autocast_dtype
+from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
+from hyspark_nnunet.training.runtime.precision import autocast_dtype
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hyspark_nnunet import __version__
-from hyspark_nnunet.planning.arguments import add_planning
+from hyspark_nnunet.commands.plan_arguments import add_planning
 
 
 def _add_doctor(commands: Any) -> None:
@@ -28,7 +28,7 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _run_doctor(arguments: argparse.Namespace) -> int:
-    from hyspark_nnunet.doctor import examine
+    from hyspark_nnunet.commands.doctor import examine
 
     return examine(arguments.device, only=arguments.only, mend=arguments.mend)
 
@@ -92,14 +92,14 @@ def _add_target(parser: argparse.ArgumentParser, meaning: str, required: bool = 
 
 
 def _run_inspect(arguments: argparse.Namespace) -> int:
-    from hyspark_nnunet.checkpoints.inspection import inspect_checkpoint
+    from hyspark_nnunet.commands.inspect_checkpoint import inspect_checkpoint
 
     a = arguments
     return _without_traceback(lambda: inspect_checkpoint(a.file, a.dataset, a.configuration, a.plans, a.trainer))
 
 
 def _run_convert(arguments: argparse.Namespace) -> int:
-    from hyspark_nnunet.checkpoints.conversion import convert_checkpoint
+    from hyspark_nnunet.commands.convert_checkpoint import convert_checkpoint
 
     a = arguments
     return _without_traceback(
@@ -108,7 +108,7 @@ def _run_convert(arguments: argparse.Namespace) -> int:
 
 
 def _run_probe(arguments: argparse.Namespace) -> int:
-    from hyspark_nnunet.checkpoints.probing import probe_checkpoints
+    from hyspark_nnunet.commands.probe_checkpoints import probe_checkpoints
 
     a = arguments
     return _without_traceback(
@@ -237,7 +237,7 @@ def _add_planning(commands: Any) -> None:
 
 
 def _run_planning(arguments: argparse.Namespace) -> int:
-    from hyspark_nnunet.planning import commands
+    from hyspark_nnunet.commands import plan as commands
 
     run = {"plan": commands.plan, "plan_and_preprocess": commands.plan_and_preprocess}[arguments.planning]
     return _without_traceback(lambda: run(arguments))

@@ -18,7 +18,7 @@ from nnunetv2.run.run_training import run_training_entry
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from hyspark_nnunet.training.distributed import DistributedTraining
-from hyspark_nnunet.training.ranks import from_torchrun, number_on_machine
+from hyspark_nnunet.training.runtime.ranks import from_torchrun, number_on_machine
 
 # how long a process waits for another, which may be writing a checkpoint or validating the largest case; a process
 # that ends is noticed by torchrun at once

@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
-from hyspark_nnunet.demo_data import write_dataset
+from hyspark_nnunet.demo.synthetic_data import write_dataset
 from tests.nnunet_project import FINETUNER, PRETRAINER, Project
 
 UNLABELLED, LABELLED = "Dataset060_MadeUnlabelled", "Dataset006_MadeOrgans"

@@ -10,7 +10,7 @@ import torch
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
 from hyspark_nnunet.architectures.from_plans import PRESETS
-from hyspark_nnunet.training.recipe import RECIPES, recipe_table_markdown
+from hyspark_nnunet.recipe.recipe import RECIPES, recipe_table_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE_PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")

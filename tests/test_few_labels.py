@@ -48,9 +48,9 @@ from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS, Splits, fold_number
 from benchmarks.few_labels.training import finetune, fold_folder, pretrain, pretraining_folder
 from benchmarks.few_labels.work import PLUGINS, TRAINERS, Work
 from benchmarks.measuring import write_csv
-from hyspark_nnunet.training.randomness import seed_generators
-from hyspark_nnunet.training.recipe import RECIPES
-from hyspark_nnunet.training.recipe_sources import resolve_recipe
+from hyspark_nnunet.recipe.recipe import RECIPES
+from hyspark_nnunet.recipe.sources import resolve_recipe
+from hyspark_nnunet.training.runtime.randomness import seed_generators
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
 

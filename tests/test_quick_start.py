@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
-from hyspark_nnunet.demo_data import ORGANS, write_dataset
+from hyspark_nnunet.demo.synthetic_data import ORGANS, write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/quick_start.md").read_text(encoding="utf-8")

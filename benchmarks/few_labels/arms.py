@@ -8,9 +8,9 @@ from benchmarks.few_labels.prepare import PROBED_ID, STOCK_PLANS, hyspark_plans,
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import fold_number
 from benchmarks.few_labels.trainers.few_labels_stock import PREFIX, FewLabelsStockTrainer
+from hyspark_nnunet.recipe.fields import variable_name
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
-from hyspark_nnunet.training.recipe_fields import variable_name
 
 FINETUNER, PRETRAINER = HySparKFinetuneTrainer.__name__, HySparKPretrainTrainer.__name__
 STOCK_TRAINER = FewLabelsStockTrainer.__name__

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.datasets.case_faults import CheckJob, examine_case
+from hyspark_nnunet.datasets.case_checks import CheckJob, examine_case
 from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, RawDataset, listed_cases, read_dataset
 from hyspark_nnunet.datasets.parallel import for_each
 

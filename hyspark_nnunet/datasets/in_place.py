@@ -7,8 +7,8 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from hyspark_nnunet.datasets.building import new_building_folder
 from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, RawDataset, made_here, read_dataset
+from hyspark_nnunet.datasets.staging import new_building_folder
 
 # folders of label files that ``add_to_layout`` makes
 LABELS_FOLDER = re.compile(r"labelsTr(_body\d+)?")

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from hyspark_nnunet.datasets.building import built_beside, refuse_existing
-from hyspark_nnunet.datasets.case_files import CaseJob, draw_check, made_cases, named
-from hyspark_nnunet.datasets.cases import SUFFIX, Case
+from hyspark_nnunet.datasets.case_writing import CaseJob, draw_check, made_cases, named
 from hyspark_nnunet.datasets.dataset_json import (
     DATASET_JSON,
     CaseFiles,
@@ -21,7 +19,9 @@ from hyspark_nnunet.datasets.dataset_json import (
     refuse_taken_id,
 )
 from hyspark_nnunet.datasets.foreground import CT
+from hyspark_nnunet.datasets.grouping import SUFFIX, Case
 from hyspark_nnunet.datasets.scanning import Scan
+from hyspark_nnunet.datasets.staging import built_beside, refuse_existing
 from hyspark_nnunet.datasets.volumes import READER, volume_ending
 
 

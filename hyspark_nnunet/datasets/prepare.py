@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyspark_nnunet.datasets.building import built_beside, refuse_existing
-from hyspark_nnunet.datasets.case_files import CaseJob, draw_check, made_cases, named
-from hyspark_nnunet.datasets.cases import Case, Grouped, cases_by_folder, cases_by_suffix
+from hyspark_nnunet.datasets.case_writing import CaseJob, draw_check, made_cases, named
 from hyspark_nnunet.datasets.dataset_json import (
     DATASET_JSON,
     CaseFiles,
@@ -19,8 +17,10 @@ from hyspark_nnunet.datasets.dataset_json import (
     refuse_taken_id,
 )
 from hyspark_nnunet.datasets.foreground import CT
+from hyspark_nnunet.datasets.grouping import Case, Grouped, cases_by_folder, cases_by_suffix
 from hyspark_nnunet.datasets.in_place import add_to_layout
 from hyspark_nnunet.datasets.scanning import Scan, find_scans, passed_over_text
+from hyspark_nnunet.datasets.staging import built_beside, refuse_existing
 from hyspark_nnunet.datasets.volumes import (
     READER,
     WRITTEN_ENDING,

@@ -16,10 +16,10 @@ from hyspark_nnunet.architectures.from_plans import encoder_arguments
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import unit_size
 from hyspark_nnunet.planning.memory import pretraining_bytes, segmentation_bytes
+from hyspark_nnunet.recipe.recipe import PretrainRecipe
+from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
 from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
-from hyspark_nnunet.training.recipe import PretrainRecipe
-from hyspark_nnunet.training.recipe_sources import resolve_recipe
 
 PROBED_VOXELS = 2**20
 

@@ -9,7 +9,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from torch import Tensor
 
 from hyspark_nnunet.masking import mask_grid, view_at
-from hyspark_nnunet.training.held_out import fixed_mask
+from hyspark_nnunet.training.data.held_out import fixed_mask
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.visualisation import restore_intensities
 

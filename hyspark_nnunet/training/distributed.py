@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from hyspark_nnunet.training.ranks import (
+from hyspark_nnunet.recipe.fields import variable_name
+from hyspark_nnunet.training.runtime.ranks import (
     device_of_process,
     every_rank,
     number_on_machine,
     processes_on_machine,
     world_size,
 )
-from hyspark_nnunet.training.recipe_fields import variable_name
 from hyspark_nnunet.training.saving import SavedTraining
 
 

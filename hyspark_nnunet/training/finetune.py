@@ -15,7 +15,11 @@ from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.masking import mask_grid, unit_size
-from hyspark_nnunet.training.loader_processes import augmenter
+from hyspark_nnunet.recipe.fields import variable_name
+from hyspark_nnunet.recipe.recipe import FinetuneRecipe
+from hyspark_nnunet.recipe.sources import resolve_recipe
+from hyspark_nnunet.training.data.loader_processes import augmenter
+from hyspark_nnunet.training.data.unreadable_cases import RedrawingLoader, UnreadableCase, check_first_stage, fault_of
 from hyspark_nnunet.training.optimization import (
     FIRST_LAYER_RATE,
     drop_frozen,
@@ -25,13 +29,9 @@ from hyspark_nnunet.training.optimization import (
     rates_of_groups,
     skip_frozen,
 )
-from hyspark_nnunet.training.ranks import world_size
-from hyspark_nnunet.training.recipe import FinetuneRecipe
-from hyspark_nnunet.training.recipe_fields import variable_name
-from hyspark_nnunet.training.recipe_sources import resolve_recipe
+from hyspark_nnunet.training.runtime.ranks import world_size
 from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
 from hyspark_nnunet.training.trainer import HySparKTrainer
-from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, UnreadableCase, check_first_stage, fault_of
 
 # of nnUNetTrainer.train_step
 GRADIENT_CLIP = 12.0

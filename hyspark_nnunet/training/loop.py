@@ -14,11 +14,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from hyspark_nnunet.checkpoints.storage import plain
+from hyspark_nnunet.recipe.recipe import Recipe
 from hyspark_nnunet.training.continuing import BEST, FINAL, LATEST, PREVIOUS
-from hyspark_nnunet.training.randomness import generator_states, restore_generators, seed_generators
-from hyspark_nnunet.training.ranks import any_rank, every_rank, from_torchrun, of_first_rank, world_size
-from hyspark_nnunet.training.recipe import Recipe
-from hyspark_nnunet.training.signals import StopRequest, command_to_continue, leave_on_signal
+from hyspark_nnunet.training.runtime.randomness import generator_states, restore_generators, seed_generators
+from hyspark_nnunet.training.runtime.ranks import any_rank, every_rank, from_torchrun, of_first_rank, world_size
+from hyspark_nnunet.training.runtime.signals import StopRequest, command_to_continue, leave_on_signal
 from hyspark_nnunet.training.stepping import NonFiniteLoss, take_step
 
 VALIDATION_LEFT = f"The training is done, {FINAL} is written. For the validation alone: the same command with --val"

@@ -18,19 +18,19 @@ from hyspark_nnunet.architectures.from_plans import decoder_width, encoder_argum
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.building_blocks.reconstruction_decoder import check_width
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
+from hyspark_nnunet.recipe.fields import OF_INPUT
+from hyspark_nnunet.recipe.recipe import PretrainRecipe
+from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.case_reconstruction import reconstruct_case
-from hyspark_nnunet.training.held_out import HeldOutPatches
-from hyspark_nnunet.training.image_transforms import pretraining_transforms
-from hyspark_nnunet.training.loader_processes import augmenter
+from hyspark_nnunet.training.data.held_out import HeldOutPatches
+from hyspark_nnunet.training.data.image_transforms import pretraining_transforms
+from hyspark_nnunet.training.data.loader_processes import augmenter
+from hyspark_nnunet.training.data.unreadable_cases import RedrawingLoader, fault_of
 from hyspark_nnunet.training.loss import reconstruction_loss
-from hyspark_nnunet.training.precision import autocast_dtype
 from hyspark_nnunet.training.probing import ProbingTrainer
-from hyspark_nnunet.training.ranks import world_size
-from hyspark_nnunet.training.recipe import PretrainRecipe
-from hyspark_nnunet.training.recipe_fields import OF_INPUT
-from hyspark_nnunet.training.recipe_sources import resolve_recipe
+from hyspark_nnunet.training.runtime.precision import autocast_dtype
+from hyspark_nnunet.training.runtime.ranks import world_size
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
-from hyspark_nnunet.training.unreadable_cases import RedrawingLoader, fault_of
 from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities
 
 # of the last validation, as in nnUNetTrainer: processes that drift apart run into the timeout of their next meeting

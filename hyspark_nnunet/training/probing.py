@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from time import time
 from typing import Any
 
-from hyspark_nnunet.training.probe import LinearProbe, ProbeScore, divided, has_labels
-from hyspark_nnunet.training.probe_cases import LabelledCases, cases_of_dataset
-from hyspark_nnunet.training.recipe import PretrainRecipe
+from hyspark_nnunet.recipe.recipe import PretrainRecipe
+from hyspark_nnunet.training.probe.cases import LabelledCases, cases_of_dataset
+from hyspark_nnunet.training.probe.linear_probe import LinearProbe, ProbeScore, divided, has_labels
 from hyspark_nnunet.training.trainer import HySparKTrainer
 
 # lists of nnU-Net's logger: one score per epoch; and a single one, of the weights that the training starts from

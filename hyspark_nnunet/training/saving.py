@@ -16,11 +16,11 @@ from hyspark_nnunet.atomic_files import remove_half_written, replacing
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, write_atomically
 from hyspark_nnunet.checkpoints.transfer import differences
 from hyspark_nnunet.datasets.dataset_json import without_files
+from hyspark_nnunet.recipe.fields import text_of, variable_name
+from hyspark_nnunet.recipe.recipe import save_recipe
 from hyspark_nnunet.training.continuing import FINAL, LATEST, PREVIOUS, keep_as_previous, newest_whole, progress_of
 from hyspark_nnunet.training.loop import TrainingLoop
-from hyspark_nnunet.training.ranks import of_first_rank
-from hyspark_nnunet.training.recipe import save_recipe
-from hyspark_nnunet.training.recipe_fields import text_of, variable_name
+from hyspark_nnunet.training.runtime.ranks import of_first_rank
 
 # recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
 NETWORK_FIELDS = ("preset", "decoder_width")

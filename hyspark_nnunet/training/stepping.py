@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from hyspark_nnunet.training.ranks import any_rank
+from hyspark_nnunet.training.runtime.ranks import any_rank
 
 
 class NonFiniteLoss(RuntimeError):

@@ -23,12 +23,12 @@ from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.datasets.preprocessed import check_holds_cases
-from hyspark_nnunet.training.cpu_allocator import keep_freed_memory
+from hyspark_nnunet.recipe.fields import variable_name
+from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe
+from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.distributed import DistributedTraining
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
-from hyspark_nnunet.training.recipe import FinetuneRecipe, PretrainRecipe
-from hyspark_nnunet.training.recipe_fields import variable_name
-from hyspark_nnunet.training.recipe_sources import resolve_recipe
+from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.saving import NETWORK_FIELDS
 from hyspark_nnunet.training.schedules import ProgressScheduler
 

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from hyspark_nnunet.datasets.case_faults import CheckJob, examine_case
+from hyspark_nnunet.datasets.case_checks import CheckJob, examine_case
 from hyspark_nnunet.datasets.check import check
 from hyspark_nnunet.datasets.dataset_json import CaseFiles, dataset_json_text
 from tests.datasets.scans import ct, write

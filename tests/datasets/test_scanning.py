@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hyspark_nnunet.datasets.cases import cases_by_folder, cases_by_suffix
+from hyspark_nnunet.datasets.grouping import cases_by_folder, cases_by_suffix
 from hyspark_nnunet.datasets.scanning import Scan, find_scans, unique_names
 from tests.datasets.scans import ct, write, write_dicom_series
 

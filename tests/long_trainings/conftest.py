@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hyspark_nnunet.demo_data import write_dataset
+from hyspark_nnunet.demo.synthetic_data import write_dataset
 from tests.nnunet_project import TINY_RECIPE, Project
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ import torch
 
 from hyspark_nnunet.checkpoints.storage import check_whole, read_checkpoint, write_atomically
 from hyspark_nnunet.training.continuing import keep_as_previous, newest_whole
-from hyspark_nnunet.training.randomness import generator_states, restore_generators, seed_generators
+from hyspark_nnunet.training.runtime.randomness import generator_states, restore_generators, seed_generators
 
 
 def write(folder: Path, name: str, epoch: int, iterations: int | None = None) -> Path:

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from hyspark_nnunet.training.signals import SAME_REQUEST_SECONDS, command_to_continue
+from hyspark_nnunet.training.runtime.signals import SAME_REQUEST_SECONDS, command_to_continue
 
 PROGRAM = """
 import os, signal, sys, time
@@ -49,7 +49,7 @@ def test_a_request_that_arrives_twice_is_one() -> None:
 def test_after_the_training_a_signal_leaves_the_validation() -> None:
     ended = run("""
         import os, signal
-        from hyspark_nnunet.training.signals import leave_on_signal
+        from hyspark_nnunet.training.runtime.signals import leave_on_signal
 
         leave_on_signal("Repeat with --val")
         os.kill(os.getpid(), signal.SIGTERM)

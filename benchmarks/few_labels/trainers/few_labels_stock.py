@@ -5,7 +5,7 @@ import os
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from hyspark_nnunet.training.randomness import seed_generators
+from hyspark_nnunet.training.runtime.randomness import seed_generators
 
 PREFIX = "FEW_LABELS_"
 LENGTHS = ("NUM_EPOCHS", "NUM_ITERATIONS_PER_EPOCH", "NUM_VAL_ITERATIONS_PER_EPOCH", "SAVE_EVERY")

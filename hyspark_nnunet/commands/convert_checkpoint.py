@@ -1,0 +1,229 @@
+"""The command ``hyspark_nnunet checkpoint convert``: the same weights in another kind of file.
+
+No value changes: a file that is written is read back and compared, bit by bit.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyspark_nnunet.architectures.from_plans import decoder_width
+from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.checkpoints.reference import own_form, to_reference
+from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes
+from hyspark_nnunet.checkpoints.storage import (
+    SourceWeights,
+    read_weights,
+    write_atomically,
+    write_safetensors,
+)
+from hyspark_nnunet.checkpoints.transfer import preset_of, transfer_weights
+from hyspark_nnunet.datasets.dataset_json import without_files
+
+RELEASE, NNUNET, SAFETENSORS = "hyspark-release", "nnunet", "safetensors"
+KINDS = (RELEASE, NNUNET, SAFETENSORS)
+TRAINER_OF_FORM = {
+    "masked_autoencoder": "HySparKPretrainTrainer",
+    "segmentation": "HySparKFinetuneTrainer",
+    "encoder": "HySparKFinetuneTrainer",
+}
+
+
+def convert_checkpoint(
+    file: str,
+    out: str,
+    kind: str,
+    dataset: str | None = None,
+    configuration: str = "3d_fullres",
+    plans: str = "nnUNetPlans",
+    fold: str = "all",
+) -> int:
+    """Writes the weights of a file as another kind.
+
+    Args:
+        file: of ours or of the release.
+        out: new file.
+        kind: one of KINDS.
+        dataset: for "nnunet": number or name of the data set, which must be preprocessed.
+        configuration: of its plan.
+        plans: name of its plan.
+        fold: that the checkpoint says it is of.
+
+    Returns:
+        exit status.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``read_weights``; the file holds no whole HySparK network, the weights do
+            not fit the data set as they are, or ``out`` exists.
+    """
+    if Path(out).exists():
+        raise ValueError(f"{out} exists: choose another name, or remove it")
+    if kind == NNUNET and dataset is None:
+        raise ValueError("a checkpoint of nnU-Net belongs to a data set: name it with -d (and -c, -p)")
+    weights = read_weights(file)
+    form, sizes = own_form(weights.state), encoder_sizes(weights.state)
+    if form is None or sizes is None:
+        raise ValueError(
+            f"{file} holds no whole HySparK encoder ({weights.origin}): it has {', '.join(list(weights.state)[:3])}"
+        )
+    lines: list[str] = []
+    left_out: list[str] = []
+    if kind == SAFETENSORS:
+        _to_safetensors(weights, out)
+    elif kind == RELEASE:
+        lines, left_out = _to_release(weights, sizes, out)
+    else:
+        lines = _to_nnunet(weights, sizes, TRAINER_OF_FORM[form], file, out, str(dataset), configuration, plans, fold)
+    compared = _check_read_back(weights.state, out, left_out)
+    for line in lines:
+        print(line)
+    print(f"{out}: {compared} tensors, read back bit-equal.")
+    return 0
+
+
+def _to_safetensors(weights: SourceWeights, out: str) -> None:
+    about = {**weights.rest, "hyspark": weights.description or None}
+    about.setdefault("trainer_name", weights.origin)
+    write_safetensors(weights.state, about, out)
+
+
+def _to_release(weights: SourceWeights, sizes: EncoderSizes, out: str) -> tuple[list[str], list[str]]:
+    # the release's stored positions are those of its 96^3 patch, whatever the patch of our plan
+    conversion = to_reference(weights.state)
+    write_atomically(conversion.state, out)
+    lines = [f"left out, the release has no place for it: {name}" for name in conversion.dropped]
+    odd = []
+    if sizes.n_stages != 5:
+        odd.append(f"{sizes.n_stages} stages")
+    if any(set(kernel) != {3} for kernel in sizes.kernel_sizes):
+        odd.append("kernels other than 3x3x3")
+    if sizes.input_channels != 1:
+        odd.append(f"{sizes.input_channels} input channels")
+    strides = weights.description.get("strides", [])
+    if any(set(stride) != {2} for stride in strides[1:]):
+        odd.append(f"strides {strides}")
+    if preset_of(sizes) != "B":
+        odd.append(f"widths {sizes.features_per_stage}")
+    if odd:
+        lines.append(
+            "WARNING: the release's own HySparK-B has five stages of 3x3x3 kernels of stride 2, one input channel; "
+            f"this network has {', '.join(odd)}, so the release must be configured alike to load it"
+        )
+    return lines, conversion.dropped
+
+
+def _to_nnunet(
+    weights: SourceWeights,
+    sizes: EncoderSizes,
+    trainer: str,
+    file: str,
+    out: str,
+    dataset: str,
+    configuration: str,
+    plans: str,
+    fold: str,
+) -> list[str]:
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    from hyspark_nnunet.commands.dataset_network import network_of_dataset
+    from hyspark_nnunet.training.optimization import parameter_groups
+
+    preset = preset_of(sizes)
+    network_sizes: dict[str, Any] = {"preset": preset} if preset else {}
+    if trainer == "HySparKPretrainTrainer":
+        width = weights.state["decoder.levels.0.upsample.weight"].shape[0]
+        # the preset's own width stays unsaid, as in a recipe, so that --c needs no setting
+        if preset is None or width != decoder_width(sizes.n_stages, preset, None):
+            network_sizes["decoder_width"] = width
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what the file does not hold is the same in every conversion
+        target = network_of_dataset(dataset, configuration, plans, trainer, sizes=network_sizes)
+    lines, described = [], dict(weights.description)
+    heads = [t for name, t in weights.state.items() if name.startswith("decoder.seg_layers.")]
+    labels = target.description.get("labels", [])
+    if heads and "labels" not in described:
+        if len(heads[0]) != len(labels):
+            raise ValueError(
+                f"{file} has {len(heads[0])} heads, but {target.description['dataset']} has {len(labels)} "
+                f"({', '.join(labels)}): to take the rest over, fine-tune with -pretrained_weights"
+            )
+        lines.append(f"The file does not name its labels; they are taken to be {', '.join(labels)}.")
+        described.update(labels=labels, regions=target.description["regions"])
+    report = transfer_weights(target.network, weights.state, file, described, target.description)
+    changed = _differing(weights.state, target.network.state_dict())
+    if changed:
+        raise ValueError(
+            f"{file} does not fit {target.description['dataset']} as it is: {len(changed)} tensors would be adapted or "
+            f"left out, first {changed[0]}. To adapt them, train with -pretrained_weights.\n{report.table()}"
+        )
+    # nnU-Net's default: training mirrors along all
+    every_axis = tuple(range(len(target.description["patch_size"])))
+    dataset_json = without_files(target.dataset_json)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(target.network, target.recipe.weight_decay, target.recipe.initial_lr)
+    )
+    write_atomically(
+        {
+            "network_weights": target.network.state_dict(),
+            "optimizer_state": optimizer.state_dict(),
+            "grad_scaler_state": None,
+            "logging": LocalLogger().get_checkpoint(),
+            "_best_ema": None,
+            "current_epoch": 0,
+            "init_args": {
+                "plans": target.plans,
+                "configuration": configuration,
+                "fold": int(fold) if fold.isdecimal() else fold,
+                "dataset_json": dataset_json,
+                "device": "cpu",
+            },
+            "trainer_name": trainer,
+            "inference_allowed_mirroring_axes": weights.rest.get("inference_allowed_mirroring_axes", every_axis),
+            "recipe": target.recipe.as_dict(),
+            "hyspark": target.description,
+        },
+        out,
+    )
+    return [*lines, report.table(), *_place_beside(Path(out), target.plans, dataset_json)]
+
+
+def _place_beside(out: Path, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> list[str]:
+    """nnU-Net predicts with plans.json and dataset.json beside the folds: written where they are missing."""
+    if not out.absolute().parent.name.startswith("fold_"):
+        return [
+            "To predict with it: put it into fold_all/ of a results folder, with this data set's plans.json and "
+            "dataset.json beside the fold (convert writes them where OUT lies in a folder fold_...)."
+        ]
+    written = []
+    for name, content in (("plans.json", plans), ("dataset.json", dataset_json)):
+        beside = out.absolute().parent.parent / name
+        if not beside.exists():
+            with replacing(beside) as new:
+                new.write_text(json.dumps(content, indent=4), encoding="utf-8")
+            written.append(f"{beside}: written, nnU-Net predicts with it")
+    return written
+
+
+def _check_read_back(state: Mapping[str, Tensor], out: str, left_out: list[str]) -> int:
+    kept = {name: tensor for name, tensor in state.items() if name not in left_out}
+    differing = _differing(kept, read_weights(out).state)
+    if differing:
+        raise RuntimeError(f"{out} does not read back as it was written, first {differing[0]}: do not use it")
+    return len(kept)
+
+
+def _differing(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that are not there, or not bit-equal, in the other."""
+    return [name for name, tensor in state.items() if name not in other or not _bit_equal(tensor, other[name])]
+
+
+def _bit_equal(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    # NaN differs from itself, its bits do not
+    first, second = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(first, second)

@@ -1,0 +1,92 @@
+"""The network that a trainer would build for a data set, from its preprocessed plans; nothing is written."""
+
+import copy
+import json
+from typing import Any, NamedTuple
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from hyspark_nnunet.checkpoints.description import describe_network
+from hyspark_nnunet.datasets.preprocessed import preprocessed_folder
+from hyspark_nnunet.recipe.recipe import PretrainRecipe, Recipe
+from hyspark_nnunet.recipe.sources import resolve_recipe
+from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
+from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+
+TRAINERS: dict[str, type[HySparKPretrainTrainer] | type[HySparKFinetuneTrainer]] = {
+    trainer.__name__: trainer for trainer in (HySparKPretrainTrainer, HySparKFinetuneTrainer)
+}
+
+
+class DatasetNetwork(NamedTuple):
+    """A network and what it was built from."""
+
+    network: nn.Module
+    description: dict[str, Any]
+    trainer: type[HySparKPretrainTrainer] | type[HySparKFinetuneTrainer]
+    recipe: Recipe
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+
+
+def network_of_dataset(
+    dataset: str,
+    configuration: str,
+    plans_name: str,
+    trainer: str,
+    device: str = "cpu",
+    sizes: dict[str, Any] | None = None,
+) -> DatasetNetwork:
+    """Builds the network that ``trainer`` would train on a data set.
+
+    Args:
+        dataset: its number or name.
+        configuration: of the plan.
+        plans_name: of the plan.
+        trainer: name of one of our trainers.
+        device: "meta" for shapes without values.
+        sizes: recipe fields to take instead of the recipe's, such as the preset.
+
+    Raises:
+        FileNotFoundError: the data set has no such plans.
+        ValueError: there is no such configuration, or the network cannot be built for it.
+    """
+    folder = preprocessed_folder(dataset)
+    plans_file = folder / f"{plans_name}.json"
+    if not plans_file.is_file():
+        raise FileNotFoundError(
+            f"{plans_file} is missing: run nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}, or name "
+            "other plans (-p)"
+        )
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"the plans {plans_file} have no configuration {configuration}: they have "
+            f"{', '.join(plans['configurations'])}"
+        )
+    trainer_class = TRAINERS[trainer]
+    section = copy.deepcopy(PlansManager(plans).get_configuration(configuration).configuration.get("hyspark") or {})
+    # sizes of the caller win over those of the plan; the environment is that of a training, and wins over both
+    if sizes:
+        section[trainer_class.recipe_class.kind] = {**section.get(trainer_class.recipe_class.kind, {}), **sizes}
+    recipe = resolve_recipe(trainer_class.recipe_class, section, **({"environment": {}} if sizes else {}))
+    built: dict[str, Any] = {"preset": recipe.preset}
+    if isinstance(recipe, PretrainRecipe):
+        built["decoder_width"] = recipe.decoder_width
+    section[recipe.kind] = {**section.get(recipe.kind, {}), **built}
+    plans["configurations"][configuration]["hyspark"] = section
+    manager = PlansManager(plans)
+    settings = manager.get_configuration(configuration)
+    input_channels = determine_num_input_channels(manager, settings, dataset_json)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    with torch.device(device):
+        network = trainer_class.build_network_architecture(manager, settings, input_channels, heads, True)
+    names = {"dataset": manager.dataset_name, "configuration": configuration, "plans": plans_name}
+    description = describe_network(
+        settings, dataset_json, recipe.preset, input_channels, trainer_class.has_heads, names
+    )
+    return DatasetNetwork(network, description, trainer_class, recipe, plans, dataset_json)

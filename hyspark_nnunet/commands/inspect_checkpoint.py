@@ -1,0 +1,119 @@
+"""The command ``hyspark_nnunet checkpoint inspect``: what a file is, and whether it fits a data set."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hyspark_nnunet.checkpoints.reference import own_form
+from hyspark_nnunet.checkpoints.report import part_of
+from hyspark_nnunet.checkpoints.sizes import encoder_sizes
+from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights
+from hyspark_nnunet.checkpoints.transfer import ALLOW_PARTIAL, MIN_ENCODER_SHARE, Transfer, preset_of
+
+
+def inspect_checkpoint(
+    file: str,
+    dataset: str | None = None,
+    configuration: str = "3d_fullres",
+    plans: str = "nnUNetPlans",
+    trainer: str = "HySparKFinetuneTrainer",
+) -> int:
+    """Prints what a file holds and, with a data set, what ``-pretrained_weights`` would do there.
+
+    Returns:
+        exit status: 1 where it does not fit the data set.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``read_weights`` and ``network_of_dataset``.
+    """
+    weights = read_weights(file)
+    print(f"{file}, {Path(file).stat().st_size / 1e6:.1f} MB")
+    print(describe_file(weights))
+    if dataset is None:
+        return 0
+    from hyspark_nnunet.commands.dataset_network import network_of_dataset
+
+    target = network_of_dataset(dataset, configuration, plans, trainer, device="meta")
+    place = f"{target.description['dataset']}, {configuration}, {plans}, {trainer}"
+    try:
+        report = Transfer(
+            weights.state,
+            target.network.state_dict(),
+            file,
+            weights.description,
+            target.description,
+            target.recipe.input_channel_mapping,
+        ).report
+    except ValueError as error:
+        print(f"\nDoes not fit {place}: {error}")
+        return 1
+    print(f"\nOn {place}:\n{report.table()}")
+    if report.encoder_share < MIN_ENCODER_SHARE and os.environ.get(ALLOW_PARTIAL) != "1":
+        print(
+            f"Does not fit: less than {MIN_ENCODER_SHARE:.0%} of the encoder; set {ALLOW_PARTIAL}=1 to load it all "
+            "the same."
+        )
+        return 1
+    print("Fits.")
+    return 0
+
+
+def describe_file(weights: SourceWeights) -> str:
+    """What a file is: a line per fact, then its sizes and its recipe."""
+    rest, described = weights.rest, weights.description
+    form, sizes = own_form(weights.state), encoder_sizes(weights.state)
+    what = weights.origin if form is None or "release" in weights.origin else f"{weights.origin}, {form}"
+    rows = [("what", what.replace("_", " ")), ("data set", _origin_of_training(rest, described))]
+    if (epoch := rest.get("current_epoch")) is not None:
+        rows.append(("epoch", f"{epoch}"))
+    if sizes is not None:
+        named = described.get("channel_names")
+        names = f": {', '.join(map(str, named.values()))}" if isinstance(named, Mapping) else ""
+        rows += [
+            ("input channels", f"{sizes.input_channels}{names}"),
+            ("preset", described.get("preset") or preset_of(sizes) or "none of ours"),
+            ("stages", f"{sizes.n_stages} of widths {', '.join(map(str, sizes.features_per_stage))}"),
+            ("blocks", f"{', '.join(map(str, sizes.n_blocks_per_stage))}; {sizes.vit_n_blocks} transformer blocks"),
+            ("kernels", ", ".join("x".join(map(str, kernel)) for kernel in sizes.kernel_sizes)),
+        ]
+    rows += [
+        (key.replace("_", " "), json.dumps(described[key])) for key in ("strides", "patch_size") if key in described
+    ]
+    if described.get("labels"):
+        rows.append(("regions" if described.get("regions") else "labels", ", ".join(described["labels"])))
+    if weights.dropped:
+        rows.append(("not used by us", f"{len(weights.dropped)} tensors of the release"))
+    text = [f"{name:<16}{value}" for name, value in rows if value]
+    text += ["", f"{'part':<24}{'tensors':>8}{'parameters':>14}", *_sizes_of_parts(weights.state)]
+    recipe = rest.get("recipe")
+    if isinstance(recipe, Mapping):
+        width = max(map(len, recipe), default=0)
+        text += ["", "recipe", *(f"  {name:<{width}}  {value}" for name, value in recipe.items())]
+    return "\n".join(text)
+
+
+def _origin_of_training(rest: Mapping[str, Any], described: Mapping[str, Any]) -> str:
+    arguments = rest.get("init_args")
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    plans = arguments.get("plans")
+    plans = plans if isinstance(plans, Mapping) else {}
+    known = {
+        "": described.get("dataset") or plans.get("dataset_name"),
+        "configuration ": described.get("configuration") or arguments.get("configuration"),
+        "plans ": described.get("plans") or plans.get("plans_name"),
+        "fold ": arguments.get("fold"),
+    }
+    return ", ".join(f"{word}{value}" for word, value in known.items() if value is not None) or "not in the file"
+
+
+def _sizes_of_parts(state: Mapping[str, Tensor]) -> list[str]:
+    parts: dict[str, list[int]] = defaultdict(list)
+    for name, tensor in state.items():
+        parts[part_of(name)].append(tensor.numel())
+    lines = [f"{part:<24}{len(counts):>8}{sum(counts):>14,}" for part, counts in parts.items()]
+    return [*lines, f"{'all':<24}{len(state):>8}{sum(map(sum, parts.values())):>14,}"]

@@ -1,0 +1,87 @@
+"""``hyspark_nnunet plan`` and ``hyspark_nnunet plan_and_preprocess``: nnU-Net's steps with HySparKPlanner.
+
+nnU-Net's own commands look for a planner (``-pl``) inside nnU-Net's package alone, so these call the functions behind
+them with our class.
+"""
+
+import argparse
+import functools
+from typing import Any
+
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprints,
+    plan_experiment_dataset,
+    preprocess,
+)
+
+from hyspark_nnunet.commands.plan_arguments import PREPROCESSOR
+from hyspark_nnunet.planning.like import plan_like, source_plans_of
+from hyspark_nnunet.planning.planner import HySparKPlanner
+
+# of nnUNetv2_plan_and_preprocess
+PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
+
+
+def plan(arguments: argparse.Namespace) -> str:
+    """Fingerprints where they are missing, then plans.
+
+    Returns:
+        the name of the plans.
+
+    Raises:
+        ValueError: options that contradict each other.
+    """
+    a = arguments
+    if a.like is not None and (a.overwrite_target_spacing is not None or a.preprocessor_name != PREPROCESSOR):
+        raise ValueError(
+            f"--like takes spacing and preprocessor from data set {a.like}: leave out -overwrite_target_spacing and "
+            "-preprocessor_name, or plan that data set with them"
+        )
+    if a.like is None and a.like_plans is not None:
+        raise ValueError(
+            f"-like_plans {a.like_plans} says which plans of another data set to take: name it with --like"
+        )
+    # before the fingerprints, which take long
+    source = None if a.like is None else source_plans_of(a.like, a.preset, a.like_plans)
+    extract_fingerprints(
+        a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
+    )
+    names = [_plan_dataset(dataset, a, source) for dataset in a.d]
+    print(
+        f"Train with -p {names[0]}: HySparKPretrainTrainer, HySparKFinetuneTrainer, or nnUNetTrainer, which trains the "
+        "segmentation network from scratch"
+    )
+    return names[0]
+
+
+def plan_and_preprocess(arguments: argparse.Namespace) -> None:
+    """``plan``, then nnU-Net's preprocessing."""
+    a = arguments
+    name = plan(a)
+    if a.no_pp:
+        return
+    processes = [PROCESSES.get(c, 4) for c in a.c] if a.np is None else a.np
+    preprocess(a.d, name, a.c, processes, a.verbose, show_progress_bar=not a.no_pbar)
+
+
+def _plan_dataset(dataset: int, a: argparse.Namespace, source: dict[str, Any] | None) -> str:
+    if source is not None:
+        target = {"gpu_memory_target_in_gb": a.gpu_memory_target, "preset": _preset_of(source, a.preset)}
+        return plan_like(HySparKPlanner(dataset, **target), source, a.overwrite_plans_name)
+    _, name = plan_experiment_dataset(
+        dataset,
+        functools.partial(HySparKPlanner, preset=a.preset),
+        a.gpu_memory_target,
+        a.preprocessor_name,
+        a.overwrite_target_spacing,
+        a.overwrite_plans_name,
+    )
+    return name
+
+
+def _preset_of(source: dict, preset: str) -> str:
+    """Plans of HySparKPlanner know their preset."""
+    for configuration in source["configurations"].values():
+        if "preset" in (configuration.get("hyspark") or {}):
+            return configuration["hyspark"]["preset"]
+    return preset

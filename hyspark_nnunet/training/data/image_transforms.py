@@ -1,0 +1,86 @@
+"""nnU-Net's transforms as pre-training uses them: without work on labels, with or without changes of intensity."""
+
+from typing import Any
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from torch import Tensor
+
+from hyspark_nnunet.recipe.fields import NO_AUGMENTATION, OF_INPUT
+
+# transforms that move voxels, and those that nnU-Net draws for intensities
+SPATIAL_TRANSFORMS = (
+    Convert3DTo2DTransform,
+    Convert2DTo3DTransform,
+    SpatialTransform,
+    MirrorTransform,
+    MaskImageTransform,
+)
+
+
+def pretraining_transforms(transforms: ComposeTransforms, intensity_augmentation: str) -> BasicTransform:
+    """The transforms of pre-training, from those that nnU-Net trains with.
+
+    Args:
+        transforms: of ``nnUNetTrainer.get_training_transforms``.
+        intensity_augmentation: of the recipe: "none", "input" or "both".
+    """
+    parts = transforms.transforms
+    needs_labels = any(isinstance(transform, MaskImageTransform) for transform in parts)
+    if intensity_augmentation == OF_INPUT:
+        spatial = [t for t in parts if isinstance(t, SPATIAL_TRANSFORMS)]
+        intensity = [t for t in parts if isinstance(t, RandomTransform)]
+        masking = [t for t in parts if isinstance(t, MaskImageTransform)]
+        return CleanTarget(ComposeTransforms(spatial), ComposeTransforms([*intensity, *masking]), needs_labels)
+    if intensity_augmentation == NO_AUGMENTATION:
+        transforms = ComposeTransforms([t for t in parts if isinstance(t, SPATIAL_TRANSFORMS)])
+    return transforms if needs_labels else ImageOnly(transforms)
+
+
+class ImageOnly(BasicTransform):
+    """Transforms the image alone; the segmentation becomes an empty tensor.
+
+    Interpolating labels is done per label and takes longer than the image (benchmarks/loader.py).
+
+    Args:
+        transforms: for the image.
+    """
+
+    def __init__(self, transforms: BasicTransform) -> None:
+        super().__init__()
+        self.transforms = transforms
+
+    def __call__(self, **sample: Any) -> dict[str, Any]:
+        """``image`` (C, *spatial) and ``segmentation`` to the transformed image and an empty segmentation."""
+        transformed = self.transforms(image=sample["image"])
+        # nnU-Net's loader stacks what it gets here
+        return {"image": transformed["image"], "segmentation": torch.empty(0, dtype=torch.int16)}
+
+
+class CleanTarget(BasicTransform):
+    """Moves voxels, then alters intensities; the image before that takes the place of the segmentation.
+
+    The network sees the altered image and rebuilds the clean one. Source: AMAES (arXiv 2408.00640), section 2.
+
+    Args:
+        spatial: transforms that move voxels.
+        intensity: transforms that alter intensities.
+        needs_labels: they need the segmentation (nnU-Net's "use_mask_for_norm").
+    """
+
+    def __init__(self, spatial: BasicTransform, intensity: BasicTransform, needs_labels: bool) -> None:
+        super().__init__()
+        self.spatial, self.intensity, self.needs_labels = spatial, intensity, needs_labels
+
+    def __call__(self, **sample: Any) -> dict[str, Any]:
+        """``image`` (C, *spatial) and ``segmentation`` to the altered image, and the clean one as "segmentation"."""
+        moved = self.spatial(**sample) if self.needs_labels else self.spatial(image=sample["image"])
+        clean: Tensor = moved["image"]
+        altered = self.intensity(**{**moved, "image": clean.clone()})
+        return {"image": altered["image"], "segmentation": clean}

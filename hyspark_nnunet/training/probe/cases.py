@@ -1,0 +1,129 @@
+"""Whom the linear probe looks at: labelled cases of the data set that is trained on, or of another one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from hyspark_nnunet.datasets.preprocessed import check_holds_cases, holds_cases, plans_in, preprocessed_folder
+from hyspark_nnunet.training.data.unreadable_cases import fault_of
+from hyspark_nnunet.training.probe.linear_probe import has_labels, with_room
+
+
+@dataclass(frozen=True)
+class LabelledCases:
+    """Preprocessed cases with labels.
+
+    Attributes:
+        folder: of the preprocessed data.
+        dataset_class: nnU-Net's, for the format of these files.
+        label_manager: of their labels.
+        training: identifiers of the cases to fit to.
+        held_out: of those to score on; the same as ``training`` where no case is held out.
+    """
+
+    folder: str
+    dataset_class: type
+    label_manager: LabelManager
+    training: Sequence[str]
+    held_out: Sequence[str]
+
+    def loader(self, key: str, patch_size: Sequence[int]) -> nnUNetDataLoader:
+        """Patches of one case around its labels, ``with_room`` for those of this size."""
+        case, size = self.dataset_class(self.folder, [key]), with_room(patch_size)
+        return nnUNetDataLoader(case, 1, size, size, self.label_manager, oversample_foreground_percent=1)
+
+    def fault_of(self, key: str) -> str | None:
+        """Why a case cannot be used: it cannot be read, or has voxels that are not finite; None: it can."""
+        dataset = self.dataset_class(self.folder, [key])
+        fault = fault_of(dataset, key)
+        if fault is None and not np.isfinite(np.asarray(dataset.load_case(key)[0][:])).all():
+            fault = f"case {key} has voxels that are not finite"
+        return fault
+
+
+def cases_of_dataset(
+    dataset: str, plans_manager: PlansManager, configuration_name: str, dataset_json: dict[str, Any]
+) -> LabelledCases:
+    """All cases of another data set, if its voxels mean what those of the data set that is trained on mean.
+
+    Args:
+        dataset: its number or name.
+        plans_manager: of the data set that is trained on.
+        configuration_name: of the training.
+        dataset_json: of the data set that is trained on.
+
+    Raises:
+        FileNotFoundError: there is no such data set, or it is not preprocessed like ours.
+        ValueError: it has no labels.
+    """
+    folder = preprocessed_folder(dataset)
+    other_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    if not has_labels(other_json):
+        raise ValueError(
+            f"probe_dataset is {dataset}, but {folder.name} has no labels of its own: name a labelled data set, or none"
+        )
+    ours = plans_manager.get_configuration(configuration_name)
+    channels = determine_num_input_channels(plans_manager, ours, dataset_json)
+    for _, content in plans_in(folder):
+        plans = PlansManager(content)
+        if configuration_name not in plans.available_configurations:
+            continue
+        theirs = plans.get_configuration(configuration_name)
+        same = (
+            plans.transpose_forward == plans_manager.transpose_forward
+            and determine_num_input_channels(plans, theirs, other_json) == channels
+            and _describes_same_voxels(ours, theirs)
+        )
+        if same and holds_cases(folder / theirs.data_identifier):
+            return _cases_in(folder / theirs.data_identifier, plans.get_label_manager(other_json))
+    number = plans_manager.dataset_name[7:10].lstrip("0")
+    raise FileNotFoundError(
+        f"probe_dataset is {dataset}, but {folder} holds no preprocessed data for {configuration_name} with the "
+        f"spacing {ours.spacing}, the normalisation {ours.normalization_schemes}, the order of axes and the {channels} "
+        f"channels of {plans_manager.dataset_name}. Plan one with the topology of the other (hyspark_nnunet "
+        f"plan_and_preprocess -d {number} --like {dataset}), or set probe_dataset to none"
+    )
+
+
+def preprocessed_cases(
+    plans_manager: PlansManager, configuration_name: str, dataset_json: dict[str, Any]
+) -> LabelledCases:
+    """All cases of a data set.
+
+    Args:
+        plans_manager: of the data set.
+        configuration_name: whose preprocessed data are taken.
+        dataset_json: of the data set.
+
+    Raises:
+        FileNotFoundError: it is not preprocessed for this configuration.
+        ValueError: it has no labels.
+    """
+    name = plans_manager.dataset_name
+    if not has_labels(dataset_json):
+        raise ValueError(f"{name} has no labels of its own, which the probe needs: name a labelled data set")
+    data = preprocessed_folder(name) / plans_manager.get_configuration(configuration_name).data_identifier
+    check_holds_cases(data, plans_manager, configuration_name)
+    return _cases_in(data, plans_manager.get_label_manager(dataset_json))
+
+
+def _cases_in(data: Path, label_manager: LabelManager) -> LabelledCases:
+    dataset_class = infer_dataset_class(str(data))
+    keys = sorted(dataset_class.get_identifiers(str(data)))
+    return LabelledCases(str(data), dataset_class, label_manager, keys, keys)
+
+
+def _describes_same_voxels(ours: ConfigurationManager, theirs: ConfigurationManager) -> bool:
+    return (
+        len(ours.spacing) == len(theirs.spacing)
+        and np.allclose(ours.spacing, theirs.spacing, rtol=1e-3)
+        and ours.normalization_schemes == theirs.normalization_schemes
+    )
