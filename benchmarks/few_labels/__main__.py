@@ -26,7 +26,7 @@ from benchmarks.few_labels.settings import Settings, add_options, settings_of
 from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS
 from benchmarks.few_labels.training import finetune, pretrain
 from benchmarks.few_labels.work import ROOT, Work
-from hyspark_nnunet.demo.__main__ import DemoError
+from hyspark_nnunet.demo.run import DemoError
 
 DATA = Path(os.environ.get("HYSPARK_REAL_DATA") or ROOT.parent / "shared" / "data")
 

@@ -12,7 +12,7 @@ from benchmarks.few_labels.record import mean_dice
 from benchmarks.few_labels.results import Results, Row
 from benchmarks.few_labels.work import Work
 from benchmarks.measuring import write_csv
-from hyspark_nnunet.demo.__main__ import say
+from hyspark_nnunet.demo.run import say
 
 MADE_WITH = ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")
 # what names a run in each file: rows of a run are replaced together

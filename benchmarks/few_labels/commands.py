@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.few_labels.work import Work
-from hyspark_nnunet.demo.__main__ import DemoError, program, say
+from hyspark_nnunet.demo.run import DemoError, program, say
 
 SHOWN_OF_A_LOG = 30  # lines
 

@@ -11,7 +11,7 @@ from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import Splits
 from benchmarks.few_labels.work import Work
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.demo.__main__ import say
+from hyspark_nnunet.demo.run import say
 from hyspark_nnunet.planning.planner import PLANS_NAME
 
 LABELLED, UNLABELLED = "Dataset006_Hippocampus", "Dataset060_HippocampusScans"

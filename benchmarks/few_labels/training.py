@@ -19,7 +19,7 @@ from benchmarks.few_labels.prepare import (
 from benchmarks.few_labels.record import keep_pretraining, keep_run, mean_dice
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.work import Work
-from hyspark_nnunet.demo.__main__ import say
+from hyspark_nnunet.demo.run import say
 from hyspark_nnunet.training.continuing import BEST, FINAL, LATEST, PREVIOUS
 
 

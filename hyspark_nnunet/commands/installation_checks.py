@@ -25,7 +25,7 @@ FOLDERS = {
     "nnUNet_preprocessed": "data sets ready for training; a fast disk",
     "nnUNet_results": "trained networks",
 }
-PLUGINS = Path(__file__).resolve().parents[1] / "nnunetv2_plugins"
+PLUGINS = Path(__file__).resolve().parents[2] / "nnunetv2_plugins"
 # the last torchvision that imports without its compiled operators; timm and nnU-Net use none of them
 TORCHVISION_WITHOUT_OPERATORS = "torchvision==0.16.2"
 TOO_NEW_FOR_IT = (3, 12)  # Python: it was released for 3.8 to 3.11

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyspark_nnunet import doctor, installation_checks
 from hyspark_nnunet.cli import main
+from hyspark_nnunet.commands import doctor, installation_checks
 from hyspark_nnunet.commands.doctor import examine
 from hyspark_nnunet.commands.installation_checks import (
     FOLDERS,
@@ -28,7 +28,7 @@ from hyspark_nnunet.commands.installation_checks import (
     check_variables,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NMS_ERROR = "operator torchvision::nms does not exist"
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hyspark_nnunet import demo
-from hyspark_nnunet.demo.__main__ import (
+from hyspark_nnunet.demo import run as demo
+from hyspark_nnunet.demo.pictures import overlay_picture
+from hyspark_nnunet.demo.run import (
     CONFIGURATION,
     DATASETS,
     MARKER,
@@ -20,7 +21,6 @@ from hyspark_nnunet.demo.__main__ import (
     check_plans,
     prepare_folder,
 )
-from hyspark_nnunet.demo.pictures import overlay_picture
 from hyspark_nnunet.demo.synthetic_data import write_dataset
 
 

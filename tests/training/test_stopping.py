@@ -10,7 +10,7 @@ from hyspark_nnunet.training.runtime.signals import SAME_REQUEST_SECONDS, comman
 
 PROGRAM = """
 import os, signal, sys, time
-from hyspark_nnunet.training import signals
+from hyspark_nnunet.training.runtime import signals
 
 signals.SAME_REQUEST_SECONDS = {same}
 with signals.StopRequest() as stop:

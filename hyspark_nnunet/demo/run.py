@@ -1,0 +1,335 @@
+"""The whole way on made data, on a CPU, in some minutes: pre-train, fine-tune, predict, evaluate.
+
+``python -m hyspark_nnunet.demo`` runs nnU-Net's own commands, prints each as one would type it, and leaves data,
+results, logs and pictures in one folder. Made data and a training this short show that everything works, and what it
+looks like; they do not show how good the method is.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hyspark_nnunet.checkpoints.storage import read_checkpoint
+from hyspark_nnunet.demo.pictures import overlay_picture
+from hyspark_nnunet.demo.synthetic_data import ORGANS, write_dataset
+
+UNLABELLED, LABELLED = (60, "MadeUnlabelled"), (6, "MadeOrgans")
+SHAPE = (48, 56, 56)  # voxels of a made scan; small, so that a CPU can train on it
+# GB for nnU-Net's planner: it takes patches of 40^3 voxels then, of which a CPU manages about one a second
+MEMORY_TARGET = 0.2
+CONFIGURATION = "3d_fullres"
+PRETRAINER, FINETUNER = "HySparKPretrainTrainer", "HySparKFinetuneTrainer"
+# pre-training takes every scan; fine-tuning holds a fifth out, as nnU-Net does
+FOLDS = {PRETRAINER: "all", FINETUNER: "0"}
+MARKER = ".made_by_hyspark_demo"
+DATASETS = tuple(f"Dataset{number:03d}_{name}" for number, name in (UNLABELLED, LABELLED))
+NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+MADE = (*(f"{folder}/{name}" for folder in NNUNET_FOLDERS for name in DATASETS), "predictions", "pictures", "logs")
+
+
+class DemoError(RuntimeError):
+    """Something a person has to look at; the message says what and where."""
+
+
+class Demo:
+    """The steps of the demo and what they share.
+
+    Args:
+        folder: where everything lands.
+        processes: of nnU-Net's preprocessing and evaluation.
+    """
+
+    def __init__(self, folder: Path, processes: int) -> None:
+        self.folder = folder
+        self.processes = str(processes)
+        self.started = time.time()
+        self.step = 0
+        self.environment = {name: str(folder / name) for name in NNUNET_FOLDERS}
+        # the cores are few: one process augments while the others train
+        self.environment |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": self.processes}
+
+    def headline(self, text: str) -> None:
+        """Prints what comes next, and when."""
+        self.step += 1
+        minutes, seconds = divmod(int(time.time() - self.started), 60)
+        say(f"\n[{self.step}] {minutes}:{seconds:02d}  {text}")
+
+    def run(
+        self,
+        command: Sequence[str],
+        recipe: dict[str, Any] | None = None,
+        progress: Callable[[str], str | None] = lambda line: None,
+    ) -> None:
+        """Runs a command, prints its progress, and keeps all it says in a log.
+
+        Args:
+            command: its first word is the name of a program installed beside this Python.
+            recipe: environment variables of this command alone.
+            progress: from a line of output to what is printed of it; None: nothing.
+
+        Raises:
+            DemoError: the program is missing, or it failed; with the end of its log.
+        """
+        extra = {name: str(value) for name, value in (recipe or {}).items()}
+        say("    " + " ".join([*(f"{k}={v}" for k, v in extra.items()), shlex.join(command)]))
+        log = self.folder / "logs" / f"{self.step}_{command[0]}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        tail: deque[str] = deque(maxlen=30)
+        environment = os.environ | self.environment | extra | {"PYTHONUNBUFFERED": "1"}
+        with (
+            log.open("w", encoding="utf-8") as file,
+            subprocess.Popen(
+                [program(command[0]), *command[1:]],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+            ) as process,
+        ):
+            for line in process.stdout or ():
+                file.write(line)
+                file.flush()
+                tail.append(line)
+                shown = progress(line.rstrip())
+                if shown is not None:
+                    say(f"      {shown}")
+        if process.returncode:
+            raise DemoError(
+                f"step {self.step} failed: {command[0]} ended with exit code {process.returncode}. "
+                f"The end of {log}:\n\n" + "".join(tail)
+            )
+
+    def results(self, dataset: str, trainer: str) -> Path:
+        """Where nnU-Net writes a training."""
+        return (
+            self.folder
+            / "nnUNet_results"
+            / dataset
+            / f"{trainer}__nnUNetPlans__{CONFIGURATION}"
+            / f"fold_{FOLDS[trainer]}"
+        )
+
+
+class EpochLine:
+    """Gathers nnU-Net's lines of one epoch into one line."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.seen: dict[str, str] = {}
+
+    def __call__(self, line: str) -> str | None:
+        """The line of an epoch once it is complete, or a line worth showing by itself."""
+        text = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?: ", "", line).strip()
+        found = re.match(r"(Epoch time|Epoch|train_loss|val_loss|Pseudo dice):?\s+(.+)", text)
+        if found:
+            self.seen[found[1]] = re.sub(r"np\.float\d+\((.*?)\)", r"\1", found[2])
+        if not text.startswith("Epoch time"):
+            return text if re.match(r"Mean (reconstruction loss|Validation Dice)", text) else None
+        parts = [f"epoch {int(self.seen.get('Epoch', 0)) + 1}/{self.epochs}"]
+        names = {"train_loss": "train loss", "val_loss": "validation loss", "Pseudo dice": "Dice", "Epoch time": ""}
+        parts += [f"{shown} {self.seen[name]}".strip() for name, shown in names.items() if name in self.seen]
+        self.seen.clear()
+        return "   ".join(parts)
+
+
+def program(name: str) -> str:
+    """The program beside this Python, as in a virtual environment; failing that, on the path.
+
+    Raises:
+        DemoError: there is none.
+    """
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise DemoError(f"{name} is not installed beside {sys.executable}: pip install nnunetv2")
+    return found
+
+
+def prepare_folder(folder: Path, overwrite: bool) -> None:
+    """Makes the folder, or empties it of what an earlier demo made there; anything else stays.
+
+    Raises:
+        DemoError: the folder is in use, by an earlier demo or by something else.
+    """
+    marker = folder / MARKER
+    if folder.exists() and not folder.is_dir():
+        raise DemoError(f"{folder} is a file: choose another --folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not marker.is_file():
+            raise DemoError(f"{folder} is not empty and was not made by this demo: choose another --folder")
+        if not overwrite:
+            raise DemoError(f"{folder} holds an earlier demo: --overwrite replaces it, or choose another --folder")
+        for name in MADE:
+            if (folder / name).is_dir() and not (folder / name).is_symlink():
+                shutil.rmtree(folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(
+        "python -m hyspark_nnunet.demo --overwrite removes these of this folder:\n" + "\n".join(MADE) + "\n"
+    )
+
+
+def check_plans(folder: Path) -> str:
+    """Compares what nnU-Net planned for the two datasets: weights pass on where the networks agree.
+
+    Returns:
+        A line about the plan.
+
+    Raises:
+        DemoError: they differ in patch size, strides or kernel sizes.
+    """
+    plans = []
+    for dataset in DATASETS:
+        plan = json.loads((folder / "nnUNet_preprocessed" / dataset / "nnUNetPlans.json").read_text())
+        settings = plan["configurations"][CONFIGURATION]
+        network = settings["architecture"]["arch_kwargs"]
+        plans.append(
+            {name: network[name] for name in ("strides", "kernel_sizes")}
+            | {name: settings[name] for name in ("patch_size", "batch_size")}
+        )
+    if plans[0] != plans[1]:
+        raise DemoError(f"nnU-Net planned {DATASETS[0]} and {DATASETS[1]} differently: {plans[0]} and {plans[1]}")
+    patch = " x ".join(str(n) for n in plans[0]["patch_size"])
+    return f"both plans: patch {patch} voxels, batch size {plans[0]['batch_size']}, {len(plans[0]['strides'])} stages"
+
+
+def report(demo: Demo) -> None:
+    """Prints the numbers, and puts the pictures into one folder."""
+    pretraining = demo.results(DATASETS[0], PRETRAINER)
+    finetuning = demo.results(DATASETS[1], FINETUNER)
+    losses = read_checkpoint(pretraining / "checkpoint_final.pth")["logging"]["val_losses"]
+    summary = json.loads((pretraining / "validation" / "summary.json").read_text())
+    say("\n    reconstruction loss (1 = predicting each hidden block's mean)")
+    say(f"      first epoch               {losses[0]:.3f}")
+    say(f"      last epoch                {losses[-1]:.3f}")
+    say(f"      whole cases, mean         {summary['mean']['reconstruction_loss']:.3f}")
+    for case in summary["metric_per_case"][:4]:
+        say(f"        {case['case']:<23} {case['metrics']['reconstruction_loss']:.3f}")
+    say(f"        ... {len(summary['metric_per_case'])} cases in {pretraining / 'validation' / 'summary.json'}")
+    dice = json.loads((demo.folder / "predictions" / "summary.json").read_text())["mean"]
+    say("    Dice on the test cases, which no training saw")
+    for organ, value in ORGANS.items():
+        if value:
+            say(f"      {organ:<25} {dice[str(value)]['Dice']:.3f}")
+
+    pictures = demo.folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    copies = {"pretraining.png": pretraining / "progress.png", "finetuning.png": finetuning / "progress.png"}
+    for reconstruction in sorted(pretraining.glob("reconstructions/epoch_*.png")):
+        copies["reconstruction.png"] = reconstruction  # the last one stays
+    for name, source in copies.items():
+        if source.is_file():
+            shutil.copyfile(source, pictures / name)
+    labelled = demo.folder / "nnUNet_raw" / DATASETS[1]
+    overlay_picture(labelled / "imagesTs", labelled / "labelsTs", demo.folder / "predictions", pictures / "organs.png")
+    say("    Pictures")
+    for picture in sorted(pictures.glob("*.png")):
+        say(f"      {picture}")
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """All steps, in order.
+
+    Raises:
+        DemoError: a step failed.
+    """
+    folder: Path = arguments.folder
+    prepare_folder(folder, arguments.overwrite)
+    demo = Demo(folder, arguments.processes)
+    device = ["-device", arguments.device]
+    raw = folder / "nnUNet_raw"
+    for name, value in demo.environment.items():
+        say(f"export {name}={shlex.quote(value)}")
+
+    demo.headline(f"Make data: {arguments.unlabelled} scans without labels, {arguments.labelled} + 4 with organs")
+    for (number, name), train, test in ((UNLABELLED, arguments.unlabelled, 0), (LABELLED, arguments.labelled, 4)):
+        made = {"n_train": train, "n_test": test, "labelled": test > 0, "shape": SHAPE}
+        call = f"write_dataset({str(raw)!r}, {number}, {name!r}, {', '.join(f'{k}={v}' for k, v in made.items())})"
+        say(f'    python -c "from hyspark_nnunet.demo.synthetic_data import *; {call}"')
+        write_dataset(raw, number, name, train, test, labelled=test > 0, shape=SHAPE)
+
+    demo.headline("Plan and preprocess, as always with nnU-Net; a small memory target makes patches that suit a CPU")
+    command = ["nnUNetv2_plan_and_preprocess", "-d", str(UNLABELLED[0]), str(LABELLED[0]), "-c", CONFIGURATION]
+    command += ["--verify_dataset_integrity", "-gpu_memory_target", str(MEMORY_TARGET)]
+    demo.run([*command, "-np", demo.processes, "-npfp", demo.processes])
+    say(f"      {check_plans(folder)}")
+
+    shared = {"HYSPARK_PRESET": "S", "HYSPARK_WARMUP_FRACTION": 0.1}
+    demo.headline("Pre-train on the scans without labels")
+    epochs = arguments.epochs_pretrain
+    recipe = shared | {"HYSPARK_NUM_EPOCHS": epochs, "HYSPARK_NUM_ITERATIONS_PER_EPOCH": 20}
+    recipe |= {
+        "HYSPARK_INITIAL_LR": 1e-3,
+        "HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": 4,
+        "HYSPARK_PICTURE_EVERY": 5,
+        "HYSPARK_NUM_PICTURES": 2,
+    }
+    train = ["nnUNetv2_train", str(UNLABELLED[0]), CONFIGURATION, FOLDS[PRETRAINER], "-tr", PRETRAINER]
+    demo.run([*train, *device], recipe, EpochLine(epochs))
+
+    demo.headline("Fine-tune on the scans with labels")
+    epochs = arguments.epochs_finetune
+    recipe = shared | {"HYSPARK_NUM_EPOCHS": epochs, "HYSPARK_NUM_ITERATIONS_PER_EPOCH": 15}
+    recipe |= {"HYSPARK_INITIAL_LR": 2e-3, "HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": 3}
+    weights = demo.results(DATASETS[0], PRETRAINER) / "checkpoint_final.pth"
+    train = ["nnUNetv2_train", str(LABELLED[0]), CONFIGURATION, FOLDS[FINETUNER], "-tr", FINETUNER]
+    demo.run([*train, "-pretrained_weights", str(weights), *device], recipe, EpochLine(epochs))
+
+    demo.headline("Predict the test scans (--disable_tta: without mirrored copies, for time)")
+    predictions = folder / "predictions"
+    command = [
+        "nnUNetv2_predict",
+        "-d",
+        str(LABELLED[0]),
+        "-c",
+        CONFIGURATION,
+        "-f",
+        FOLDS[FINETUNER],
+        "-tr",
+        FINETUNER,
+    ]
+    command += ["-i", str(raw / DATASETS[1] / "imagesTs"), "-o", str(predictions), "--disable_tta", *device]
+    demo.run([*command, "-npp", "1", "-nps", "1"])
+
+    demo.headline("Evaluate")
+    command = ["nnUNetv2_evaluate_folder", str(raw / DATASETS[1] / "labelsTs"), str(predictions)]
+    command += ["-djfile", str(predictions / "dataset.json"), "-pfile", str(predictions / "plans.json")]
+    demo.run([*command, "-np", demo.processes])
+    report(demo)
+    minutes = (time.time() - demo.started) / 60
+    say(f"\nDone in {minutes:.1f} minutes. Everything is in {folder}; logs in {folder / 'logs'}.")
+
+
+def say(text: str) -> None:
+    """Prints at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the demo from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hyspark_nnunet.demo", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything lands (default: demo)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo made in the folder")
+    parser.add_argument("--epochs-pretrain", type=int, default=9, help="of 20 steps (default: 9)")
+    parser.add_argument("--epochs-finetune", type=int, default=7, help="of 15 steps (default: 7)")
+    parser.add_argument("--unlabelled", type=int, default=16, help="scans to pre-train on (default: 16)")
+    parser.add_argument(
+        "--labelled", type=int, default=7, help="scans with labels, a fifth of them held out (default: 7)"
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="default: cpu")
+    parser.add_argument("--processes", type=int, default=2, help="of preprocessing and evaluation (default: 2)")
+    try:
+        run_demo(parser.parse_args(arguments))
+    except DemoError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
