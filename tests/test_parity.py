@@ -1,7 +1,8 @@
 """Our networks against numbers recorded from the public HySparK release.
 
-Reads every ``*.npz`` of the folder ``HYSPARK_REFERENCE_FIXTURES`` (default: ``../shared/fixtures`` beside the
-repository). Everything comes from the file: its configuration, its weights' shapes; nothing from its name.
+Two small recordings in ``tests/fixtures`` always run: a missing file is a failure. ``HYSPARK_REFERENCE_FIXTURES`` names
+a folder of further recordings, every ``*.npz`` of which runs as well. Everything comes from the file: its
+configuration, its kind, its weights' shapes; nothing from its name.
 """
 
 import json
@@ -18,20 +19,29 @@ from hyspark_nnunet.checkpoints.reference import from_reference, to_reference
 from hyspark_nnunet.masking import num_visible_units
 from hyspark_nnunet.training.loss import reconstruction_loss
 
-DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
-FOLDER = Path(os.environ.get("HYSPARK_REFERENCE_FIXTURES") or DEFAULT_FOLDER)
-FILES = sorted(FOLDER.glob("*.npz"))
+FIXTURES = Path(__file__).parent / "fixtures"
 
-if not FILES:
-    if "HYSPARK_REFERENCE_FIXTURES" in os.environ:
-        raise FileNotFoundError(f"HYSPARK_REFERENCE_FIXTURES={FOLDER} holds no *.npz file")
-    pytest.skip(f"no recorded numbers: {FOLDER} holds no *.npz file", allow_module_level=True)
+
+def recordings() -> list[Path]:
+    """The recordings of the repository and those of ``HYSPARK_REFERENCE_FIXTURES``.
+
+    Raises:
+        FileNotFoundError: the variable names a folder without recordings.
+    """
+    files = [FIXTURES / "masked_autoencoder_small.npz", FIXTURES / "segmentation_small.npz"]
+    if folder := os.environ.get("HYSPARK_REFERENCE_FIXTURES"):
+        more = sorted(Path(folder).glob("*.npz"))
+        if not more:
+            raise FileNotFoundError(f"HYSPARK_REFERENCE_FIXTURES={folder} holds no *.npz file")
+        files += more
+    return files
 
 
 class Recording:
     """One file of recorded numbers."""
 
     def __init__(self, path: Path) -> None:
+        self.name = path.stem
         with np.load(path, allow_pickle=False) as file:
             self.arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "config"}
             self.config = json.loads(str(file["config"]))
@@ -114,16 +124,22 @@ def assert_gradients(network: torch.nn.Module, expected: dict[str, torch.Tensor]
     assert compared == len(expected)
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
-def recording(request: pytest.FixtureRequest) -> Recording:
-    return Recording(request.param)
+RECORDINGS = [Recording(path) for path in recordings()]
+AUTOENCODERS = [recording for recording in RECORDINGS if recording.is_autoencoder]
+SEGMENTATIONS = [recording for recording in RECORDINGS if not recording.is_autoencoder]
 
 
+def over(recordings: list[Recording]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("recording", recordings, ids=lambda recording: recording.name)
+
+
+@over(RECORDINGS)
 def test_positions_are_equal_to_the_bit(recording: Recording) -> None:
     stored = recording.state[("sparse_encoder." if recording.is_autoencoder else "") + "mae.pos_embed"][0]
     assert torch.equal(sincos_positions(recording.grid, stored.shape[1]), stored)
 
 
+@over(RECORDINGS)
 def test_names_convert_and_return_unchanged(recording: Recording) -> None:
     there = from_reference(recording.state)
     back = to_reference(there.state, recording.grid)
@@ -134,17 +150,10 @@ def test_names_convert_and_return_unchanged(recording: Recording) -> None:
             assert torch.equal(back.state[name], tensor), name
 
 
-def test_float32(recording: Recording) -> None:
+@over(AUTOENCODERS)
+def test_pretraining_in_float32(recording: Recording) -> None:
     network = recording.network(torch.float32)
-    image = recording.arrays["input"]
-    if recording.is_autoencoder:
-        check_autoencoder_float32(recording, network, image)
-    else:
-        check_segmentation_float32(recording, network, image)
-
-
-def check_autoencoder_float32(recording: Recording, network: HySparKMaskedAutoencoder, image: torch.Tensor) -> None:
-    visible = recording.arrays["active"]
+    image, visible = recording.arrays["input"], recording.arrays["active"]
     grid = visible.shape[2:]
     assert visible.flatten(1).sum(1).eq(num_visible_units(grid, recording.config["mask_ratio"])).all()
     features = network.encoder.features(image, visible)
@@ -168,7 +177,9 @@ def check_autoencoder_float32(recording: Recording, network: HySparKMaskedAutoen
         assert_close(ours[name], expected, 1e-4, name)
 
 
-def check_segmentation_float32(recording: Recording, network: HySparKUNet, image: torch.Tensor) -> None:
+@over(SEGMENTATIONS)
+def test_segmentation_in_float32(recording: Recording) -> None:
+    network, image = recording.network(torch.float32), recording.arrays["input"]
     features = network.encoder.features(image)
     before_vit: list[torch.Tensor] = []
     hook = network.encoder.vit.register_forward_pre_hook(lambda _, inputs: before_vit.append(inputs[0]))
@@ -188,9 +199,8 @@ def check_segmentation_float32(recording: Recording, network: HySparKUNet, image
     assert_gradients(network, recording.part("grad"), 1e-2)
 
 
-def test_float64(recording: Recording) -> None:
-    if "loss64" not in recording.arrays:
-        pytest.skip("the file holds float32 only")
+@over([recording for recording in AUTOENCODERS if "loss64" in recording.arrays])
+def test_pretraining_in_float64(recording: Recording) -> None:
     network = recording.network(torch.float64)
     image, visible = recording.arrays["input"].double(), recording.arrays["active"]
     for visible_blocks in (True, False):

@@ -1,7 +1,6 @@
-"""Names of the public release, against the complete key list of HySparK-B where it is at hand."""
+"""Names of the public release, against the complete key list of HySparK-B."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
 from hyspark_nnunet.checkpoints.reference import from_reference, own_form, reference_form, to_reference
 
-DEFAULT_FOLDER = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
-KEY_LIST = Path(os.environ.get("HYSPARK_REFERENCE_FIXTURES") or DEFAULT_FOLDER) / "hyspark_b_state_dict_keys.json"
+KEY_LIST = Path(__file__).parents[1] / "fixtures" / "hyspark_b_state_dict_keys.json"
 
 HYSPARK_B = {
     "input_channels": 1,
@@ -29,8 +27,6 @@ FORMS = {"sparse_encoder": "encoder", "hyspark": "masked_autoencoder", "hybird":
 @pytest.fixture(params=FORMS)
 def release(request: pytest.FixtureRequest) -> tuple[str, dict[str, torch.Tensor]]:
     """A form of the release and a state dict of HySparK-B with made values."""
-    if not KEY_LIST.is_file():
-        pytest.skip(f"the key list of HySparK-B is not at hand: {KEY_LIST}")
     generator = torch.Generator().manual_seed(0)
     state = {
         name: torch.rand(shape, generator=generator).to(getattr(torch, dtype))
