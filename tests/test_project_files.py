@@ -1,4 +1,4 @@
-"""Files around the code that other programs read: the citation, the workflow of GitHub, the changelog."""
+"""Files that other programs read: the citation and the changelog."""
 
 import re
 from pathlib import Path
@@ -34,21 +34,6 @@ def test_the_citation_and_the_readme_name_the_same_authors() -> None:
     for reference in (loaded("CITATION.cff")["preferred-citation"], *loaded("CITATION.cff")["references"]):
         names = " and ".join(f"{a['family-names']}, {a['given-names']}" for a in reference["authors"])
         assert names in readme and reference["title"] in readme
-
-
-def test_the_workflow_runs_what_ci_runs() -> None:
-    workflow = loaded(".github/workflows/ci.yml")
-    # to YAML 1.1, "on" is a truth
-    assert set(workflow[True]) == {"push", "pull_request"}
-    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in workflow["jobs"].items()}
-    assert commands == {"test": [".ci/run"], "distributions": ["make dist"]}
-    for job in workflow["jobs"].values():
-        used = {step["uses"].split("@")[0]: step.get("with") for step in job["steps"] if "uses" in step}
-        assert list(used) == ["actions/checkout", "actions/setup-python"]
-        assert used["actions/setup-python"] == {"python-version": "3.11"}
-    assert (ROOT / ".ci/run").stat().st_mode & 0o111
-    targets = re.findall(r"^(\w+): env$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {"test", "dist", "docs"} <= set(targets)
 
 
 def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
