@@ -28,9 +28,8 @@ from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible,
 from hyspark_nnunet.planning.memory import of_nnunets_loss
 from hyspark_nnunet.planning.step_memory import finetuning_memory, pretraining_memory
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
-from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 
 KINDS = ("pretraining", "finetuning")
 CLASSES = 3

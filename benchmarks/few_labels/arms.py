@@ -9,8 +9,7 @@ from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import fold_number
 from benchmarks.few_labels.trainers.few_labels_stock import PREFIX, FewLabelsStockTrainer
 from hyspark_nnunet.recipe.fields import variable_name
-from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 
 FINETUNER, PRETRAINER = HySparKFinetuneTrainer.__name__, HySparKPretrainTrainer.__name__
 STOCK_TRAINER = FewLabelsStockTrainer.__name__

@@ -13,8 +13,7 @@ from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.datasets.preprocessed import preprocessed_folder
 from hyspark_nnunet.recipe.recipe import PretrainRecipe, Recipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
-from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 
 TRAINERS: dict[str, type[HySparKPretrainTrainer] | type[HySparKFinetuneTrainer]] = {
     trainer.__name__: trainer for trainer in (HySparKPretrainTrainer, HySparKFinetuneTrainer)

@@ -18,8 +18,7 @@ from hyspark_nnunet.masking import unit_size
 from hyspark_nnunet.planning.memory import pretraining_bytes, segmentation_bytes
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
-from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 
 PROBED_VOXELS = 2**20
 

@@ -1,20 +1,16 @@
-"""Fine-tuning the pre-trained encoder for segmentation."""
+"""Fine-tuning a pre-trained encoder for segmentation, whatever the family of its network."""
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from hyspark_nnunet.architectures import HySparKUNet
-from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
 from hyspark_nnunet.checkpoints.report import TransferReport
-from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.recipe.fields import variable_name
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
@@ -31,25 +27,21 @@ from hyspark_nnunet.training.optimization import (
 )
 from hyspark_nnunet.training.runtime.ranks import world_size
 from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
-from hyspark_nnunet.training.trainer import HySparKTrainer
+from hyspark_nnunet.training.trainer import RecipeTrainer
 
 # of nnUNetTrainer.train_step
 GRADIENT_CLIP = 12.0
 
 
-class HySparKFinetuneTrainer(HySparKTrainer):
-    """nnU-Net's training with HySparKUNet, started from ``-pretrained_weights`` or from scratch.
+class FinetuneTrainer(RecipeTrainer):
+    """nnU-Net's training of a family's segmentation network, from ``-pretrained_weights`` or from random weights.
 
-    Everything but network, optimiser and schedule is nnU-Net's.
+    Everything but network, optimizer and schedule is nnU-Net's.
     """
 
-    recipe_class = FinetuneRecipe
+    recipe_class: ClassVar[type[FinetuneRecipe]] = FinetuneRecipe
     recipe: FinetuneRecipe
     has_heads = True
-
-    def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
-        strides = encoder_arguments(settings, self.recipe.preset)["strides"]
-        mask_grid(settings.patch_size, unit_size(strides))
 
     def __init__(
         self,
@@ -63,34 +55,21 @@ class HySparKFinetuneTrainer(HySparKTrainer):
         # of a training that began from a file; else the recipe says
         self._layer_rates: Mapping[str, float] | None = None
         # nnU-Net gives the coarsest output no weight: with a single output nothing would be left to train on
-        n_stages = encoder_arguments(self.configuration_manager, self.recipe.preset)["n_stages"]
-        self.enable_deep_supervision = n_stages > 2
+        self.enable_deep_supervision = len(self.strides) > 2
 
-    @staticmethod
+    @classmethod
     def build_network_architecture(
-        plans_manager: PlansManager,
+        cls,
+        plans_manager: PlansManager | None,
         configuration_manager: ConfigurationManager,
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """HySparKUNet for the plan and the preset its "hyspark" section names; nnU-Net calls this to predict, too."""
-        if configuration_manager.network_arch_class_name == OWN_ARCHITECTURE:
-            return get_network_from_plans(
-                configuration_manager.network_arch_class_name,
-                configuration_manager.network_arch_init_kwargs,
-                configuration_manager.network_arch_init_kwargs_req_import,
-                num_input_channels,
-                num_output_channels,
-                deep_supervision=enable_deep_supervision,
-            )
-        section = configuration_manager.configuration.get("hyspark")
-        recipe = resolve_recipe(FinetuneRecipe, section, environment={})
-        return HySparKUNet(
-            input_channels=num_input_channels,
-            num_classes=num_output_channels,
-            deep_supervision=enable_deep_supervision,
-            **encoder_arguments(configuration_manager, recipe.preset),
+        """The segmentation network for the plan and its "hyspark" section; nnU-Net calls this to predict, too."""
+        recipe = resolve_recipe(cls.recipe_class, configuration_manager.configuration.get("hyspark"), environment={})
+        return cls.family.segmentation_network(
+            configuration_manager, recipe, num_input_channels, num_output_channels, enable_deep_supervision
         )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressScheduler]:
@@ -173,8 +152,7 @@ class HySparKFinetuneTrainer(HySparKTrainer):
         """As nnU-Net's, for the stages the network takes of the plan."""
         if not self.enable_deep_supervision:
             return None
-        strides = encoder_arguments(self.configuration_manager, self.recipe.preset)["strides"]
-        return [list(scale) for scale in 1 / np.cumprod(np.vstack(strides), axis=0)][:-1]
+        return [list(scale) for scale in 1 / np.cumprod(np.vstack(self.strides), axis=0)][:-1]
 
     # --------------------------------------------------------------------------------------------- processes
 

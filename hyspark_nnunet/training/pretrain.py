@@ -1,10 +1,10 @@
-"""Self-supervised pre-training on preprocessed nnU-Net data sets."""
+"""Self-supervised pre-training on preprocessed nnU-Net data sets, whatever the family of the network."""
 
 import json
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,10 +13,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
-from hyspark_nnunet.architectures.from_plans import decoder_width, encoder_arguments
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.building_blocks.reconstruction_decoder import check_width
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.recipe.fields import OF_INPUT
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
@@ -37,13 +34,13 @@ from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictur
 CASES_BETWEEN_BARRIERS = 20
 
 
-class HySparKPretrainTrainer(ProbingTrainer):
-    """Pre-trains HySparK's masked autoencoder; labels serve nnU-Net's foreground sampling and the probe alone.
+class PretrainTrainer(ProbingTrainer):
+    """Pre-trains a family's masked autoencoder; labels serve nnU-Net's foreground sampling and the probe alone.
 
-    Source: HySparK (arXiv 2408.05815). nnU-Net's data loading, spatial augmentation, AMP, compile, DDP and checkpoints.
+    Data loading and spatial augmentation are nnU-Net's.
     """
 
-    recipe_class = PretrainRecipe
+    recipe_class: ClassVar[type[PretrainRecipe]] = PretrainRecipe
     recipe: PretrainRecipe
 
     def __init__(
@@ -59,7 +56,7 @@ class HySparKPretrainTrainer(ProbingTrainer):
         self.autocast_dtype = autocast_dtype(self.device)
         if self.autocast_dtype == torch.bfloat16:
             self.grad_scaler = None
-        self.unit = unit_size(encoder_arguments(self.configuration_manager, self.recipe.preset)["strides"])
+        self.unit = unit_size(self.strides)
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
         self._target_is_clean = self.recipe.intensity_augmentation == OF_INPUT
@@ -72,28 +69,24 @@ class HySparKPretrainTrainer(ProbingTrainer):
                 f"configuration '{name}' is the second stage of a cascade, whose input holds the first stage's "
                 f"segmentation: pre-train on '{settings.previous_stage_name}' or 3d_fullres"
             )
-        arguments = encoder_arguments(settings, self.recipe.preset)
-        grid = mask_grid(settings.patch_size, unit_size(arguments["strides"]))
+        super().check_configuration(settings, name)
+        grid = mask_grid(settings.patch_size, unit_size(self.family.strides(settings, self.recipe)))
         num_visible_units(grid, self.recipe.mask_ratio)
-        n_stages = arguments["n_stages"]
-        check_width(decoder_width(n_stages, self.recipe.preset, self.recipe.decoder_width), n_stages - 1)
 
     # ------------------------------------------------------------------------------------------------ network
 
-    @staticmethod
+    @classmethod
     def build_network_architecture(
-        plans_manager: PlansManager,
+        cls,
+        plans_manager: PlansManager | None,
         configuration_manager: ConfigurationManager,
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """HySparKMaskedAutoencoder for the plan and the sizes its "hyspark" section names."""
-        section = configuration_manager.configuration.get("hyspark")
-        recipe = resolve_recipe(PretrainRecipe, section, environment={})
-        arguments = encoder_arguments(configuration_manager, recipe.preset)
-        width = decoder_width(arguments["n_stages"], recipe.preset, recipe.decoder_width)
-        return HySparKMaskedAutoencoder(input_channels=num_input_channels, decoder_width=width, **arguments)
+        """The masked autoencoder for the plan and its "hyspark" section."""
+        recipe = resolve_recipe(cls.recipe_class, configuration_manager.configuration.get("hyspark"), environment={})
+        return cls.family.masked_autoencoder(configuration_manager, recipe, num_input_channels)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Pre-training has no deep supervision."""

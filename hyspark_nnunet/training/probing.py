@@ -8,14 +8,14 @@ from typing import Any
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
 from hyspark_nnunet.training.probe.cases import LabelledCases, cases_of_dataset
 from hyspark_nnunet.training.probe.linear_probe import LinearProbe, ProbeScore, divided, has_labels
-from hyspark_nnunet.training.trainer import HySparKTrainer
+from hyspark_nnunet.training.trainer import RecipeTrainer
 
 # lists of nnU-Net's logger: one score per epoch; and a single one, of the weights that the training starts from
 PROBE_KEY = "probe_dice"
 PROBE_BEFORE_KEY = "probe_dice_before"
 
 
-class ProbingTrainer(HySparKTrainer):
+class ProbingTrainer(RecipeTrainer):
     """A trainer whose encoder is probed with ``LinearProbe`` as it trains, on the first rank."""
 
     recipe: PretrainRecipe

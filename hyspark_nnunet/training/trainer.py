@@ -1,7 +1,7 @@
 """What both trainers share: the recipe, the network's description, checkpoints, pre-trained weights."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,24 +16,24 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from hyspark_nnunet.architectures.from_plans import check_preset
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
-from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.datasets.preprocessed import check_holds_cases
+from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.recipe.fields import variable_name
-from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe
+from hyspark_nnunet.recipe.recipe import Recipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.distributed import DistributedTraining
+from hyspark_nnunet.training.network_family import NetworkFamily
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
 from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.saving import NETWORK_FIELDS
 from hyspark_nnunet.training.schedules import ProgressScheduler
 
 
-class HySparKTrainer(DistributedTraining):
+class RecipeTrainer(DistributedTraining):
     """nnU-Net's trainer with a recipe, AdamW on a schedule, and checkpoints that are written whole or not at all.
 
     Args:
@@ -47,7 +47,9 @@ class HySparKTrainer(DistributedTraining):
         ValueError: the recipe, the configuration or the patch size is not possible; names the value.
     """
 
-    recipe_class: ClassVar[type[PretrainRecipe] | type[FinetuneRecipe]]
+    recipe_class: ClassVar[type[Recipe]]
+    # the networks it trains; a subclass says which
+    family: ClassVar[NetworkFamily]
     # does the network end in heads for the data set's labels?
     has_heads: ClassVar[bool] = False
 
@@ -62,7 +64,6 @@ class HySparKTrainer(DistributedTraining):
         # before nnU-Net makes a folder or a log file
         settings = PlansManager(plans).get_configuration(configuration)
         self.recipe = resolve_recipe(self.recipe_class, settings.configuration.get("hyspark"))
-        check_preset(settings, self.recipe.preset)
         self.check_configuration(settings, configuration)
 
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -81,6 +82,13 @@ class HySparKTrainer(DistributedTraining):
         Raises:
             ValueError: names the value and the way out.
         """
+        self.family.check(settings, self.recipe)
+        mask_grid(settings.patch_size, unit_size(self.family.strides(settings, self.recipe)))
+
+    @property
+    def strides(self) -> Sequence[Sequence[int]]:
+        """Strides of the encoder's stages, per axis."""
+        return self.family.strides(self.configuration_manager, self.recipe)
 
     # ------------------------------------------------------------------------------------------------ network
 
@@ -128,10 +136,10 @@ class HySparKTrainer(DistributedTraining):
 
     def describe_network(self) -> dict[str, Any]:
         """What a checkpoint says of its network, for people and for messages."""
-        return describe_network(
+        return self.family.describe(
             self.configuration_manager,
             self.dataset_json,
-            self.recipe.preset,
+            self.recipe,
             self.num_input_channels,
             with_heads=self.has_heads,
             names={

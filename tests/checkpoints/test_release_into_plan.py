@@ -14,7 +14,7 @@ from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.architectures.from_plans import encoder_arguments
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
-from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer
 from tests.checkpoints.test_reference import FORMS, HYSPARK_B, KEY_LIST
 
 CT = Path(os.environ.get("HYSPARK_REAL_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "ct"

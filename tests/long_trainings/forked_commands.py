@@ -29,8 +29,7 @@ def child(order: dict) -> None:
 def main() -> None:
     import nnunetv2.run.run_training  # noqa: F401
 
-    import hyspark_nnunet.training.finetune
-    import hyspark_nnunet.training.pretrain  # noqa: F401
+    import hyspark_nnunet.training.hyspark  # noqa: F401
 
     for line in sys.stdin:
         order = json.loads(line)

@@ -19,8 +19,7 @@ from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.planning.like import plan_like, source_plans_of
 from hyspark_nnunet.planning.memory import GIB
 from hyspark_nnunet.planning.planner import MEMORY_TARGET, PLANS_NAME, HySparKPlanner
-from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.train import leave
+from hyspark_nnunet.training.hyspark import HySparKPretrainTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
 

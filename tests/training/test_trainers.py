@@ -13,8 +13,7 @@ from hyspark_nnunet.architectures.from_plans import n_stages_taken
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
 from hyspark_nnunet.training.continuing import BEST, FINAL, LATEST, PREVIOUS
-from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 from hyspark_nnunet.training.stepping import take_step
 from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
 

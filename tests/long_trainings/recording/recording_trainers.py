@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from hyspark_nnunet.masking import sample_visible
-from hyspark_nnunet.training.finetune import HySparKFinetuneTrainer
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 
 
 class Recording:

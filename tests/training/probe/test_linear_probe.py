@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hyspark_nnunet.commands.dataset_network import DatasetNetwork
 from hyspark_nnunet.commands.probe_checkpoints import probe_of
-from hyspark_nnunet.training.pretrain import HySparKPretrainTrainer
+from hyspark_nnunet.training.hyspark import HySparKPretrainTrainer
 from hyspark_nnunet.training.probe.cases import LabelledCases, cases_of_dataset, preprocessed_cases
 from hyspark_nnunet.training.probe.linear_probe import (
     PATCHES_PER_CASE,

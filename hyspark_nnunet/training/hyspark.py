@@ -1,0 +1,92 @@
+"""HySparK's networks and the two trainers that ``-tr`` names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
+from hyspark_nnunet.architectures.from_plans import (
+    OWN_ARCHITECTURE,
+    check_preset,
+    decoder_width,
+    encoder_arguments,
+)
+from hyspark_nnunet.building_blocks.reconstruction_decoder import check_width
+from hyspark_nnunet.checkpoints.description import describe_network
+from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe, Recipe
+from hyspark_nnunet.training.finetune import FinetuneTrainer
+from hyspark_nnunet.training.network_family import NetworkFamily
+from hyspark_nnunet.training.pretrain import PretrainTrainer
+
+
+class HySparKFamily(NetworkFamily):
+    """The hybrid encoder with strides and kernels of the plan and the sizes of the recipe's preset.
+
+    Source: HySparK (arXiv 2408.05815).
+    """
+
+    def check(self, configuration: ConfigurationManager, recipe: Recipe) -> None:
+        check_preset(configuration, recipe.preset)
+        n_stages = len(self.strides(configuration, recipe))
+        if isinstance(recipe, PretrainRecipe):
+            check_width(decoder_width(n_stages, recipe.preset, recipe.decoder_width), n_stages - 1)
+
+    def strides(self, configuration: ConfigurationManager, recipe: Recipe) -> Sequence[Sequence[int]]:
+        return encoder_arguments(configuration, recipe.preset)["strides"]
+
+    def masked_autoencoder(
+        self, configuration: ConfigurationManager, recipe: PretrainRecipe, input_channels: int
+    ) -> nn.Module:
+        arguments = encoder_arguments(configuration, recipe.preset)
+        width = decoder_width(arguments["n_stages"], recipe.preset, recipe.decoder_width)
+        return HySparKMaskedAutoencoder(input_channels=input_channels, decoder_width=width, **arguments)
+
+    def segmentation_network(
+        self,
+        configuration: ConfigurationManager,
+        recipe: FinetuneRecipe,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool,
+    ) -> nn.Module:
+        if configuration.network_arch_class_name == OWN_ARCHITECTURE:
+            return get_network_from_plans(
+                configuration.network_arch_class_name,
+                configuration.network_arch_init_kwargs,
+                configuration.network_arch_init_kwargs_req_import,
+                input_channels,
+                num_classes,
+                deep_supervision=deep_supervision,
+            )
+        return HySparKUNet(
+            input_channels=input_channels,
+            num_classes=num_classes,
+            deep_supervision=deep_supervision,
+            **encoder_arguments(configuration, recipe.preset),
+        )
+
+    def describe(
+        self,
+        configuration: ConfigurationManager,
+        dataset_json: dict[str, Any],
+        recipe: Recipe,
+        input_channels: int,
+        with_heads: bool,
+        names: dict[str, str],
+    ) -> dict[str, Any]:
+        return describe_network(configuration, dataset_json, recipe.preset, input_channels, with_heads, names)
+
+
+class HySparKPretrainTrainer(PretrainTrainer):
+    """Pre-trains HySparK's masked autoencoder."""
+
+    family = HySparKFamily()
+
+
+class HySparKFinetuneTrainer(FinetuneTrainer):
+    """Fine-tunes HySparKUNet for segmentation, from ``-pretrained_weights`` or from random weights."""
+
+    family = HySparKFamily()
