@@ -22,13 +22,12 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from benchmarks.measuring import PeakMemory
-from hyspark_nnunet.architectures.from_plans import encoder_arguments
+from hyspark_nnunet.architectures.from_plans import encoder_arguments, pretraining_network, segmentation_network
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.planning.memory import of_nnunets_loss
 from hyspark_nnunet.planning.step_memory import finetuning_memory, pretraining_memory
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
-from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
 
 KINDS = ("pretraining", "finetuning")
@@ -62,15 +61,18 @@ def estimated(kind: str, configuration: dict[str, Any], batch_size: int, mixed: 
 def measure(kind: str, configuration: dict[str, Any], batch_size: int, device: str) -> int:
     """Bytes that two real steps take in this process."""
     manager = ConfigurationManager(configuration)
-    trainer = HySparKPretrainTrainer if kind == "pretraining" else HySparKFinetuneTrainer
-    patch_size = configuration["patch_size"]
-    unit = unit_size(encoder_arguments(manager, configuration["hyspark"]["preset"])["strides"])
+    patch_size, preset = configuration["patch_size"], configuration["hyspark"]["preset"]
+    unit = unit_size(encoder_arguments(manager, preset)["strides"])
     grid = mask_grid(patch_size, unit)
     torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3)).sum()  # the libraries of a first step
     peak = PeakMemory(torch.device(device))
-    network = trainer.build_network_architecture(None, manager, 1, CLASSES).to(device)  # type: ignore[arg-type]
+    network: torch.nn.Module
     if kind == "pretraining":
+        network = pretraining_network(manager, 1, preset)
         set_recomputation(network, PretrainRecipe().activation_checkpointing)
+    else:
+        network = segmentation_network(manager, 1, CLASSES, preset)
+    network.to(device)
     optimizer = torch.optim.AdamW(network.parameters())
     for _ in range(2):
         image = torch.rand(batch_size, 1, *patch_size, device=device)

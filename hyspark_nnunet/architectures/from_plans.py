@@ -1,4 +1,4 @@
-"""From an nnU-Net plan to the arguments of the networks."""
+"""From an nnU-Net plan to the networks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,12 @@ from math import prod
 from pydoc import locate
 from typing import Any, cast
 
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
+
+from hyspark_nnunet.architectures.masked_autoencoder import HySparKMaskedAutoencoder
+from hyspark_nnunet.architectures.unet import HySparKUNet
 
 MAX_STRIDE = 16
 MAX_STAGES = 5
@@ -125,6 +129,62 @@ def encoder_arguments(configuration: ConfigurationManager, preset: str) -> dict[
 def decoder_width(n_stages: int, preset: str, width: int | None) -> int:
     """Width of the reconstruction decoder: as given, or the preset's finest width doubled per level."""
     return PRESETS[preset].finest_width * 2 ** (n_stages - 1) if width is None else width
+
+
+def pretraining_network(
+    configuration: ConfigurationManager, input_channels: int, preset: str, width: int | None = None
+) -> HySparKMaskedAutoencoder:
+    """HySparK's network of pre-training for a plan.
+
+    Args:
+        configuration: of the plan.
+        input_channels: channels of the image.
+        preset: "S", "B" or "L".
+        width: channels of the decoder at the coarsest level; None: those of the preset.
+
+    Raises:
+        ValueError: see ``encoder_arguments`` and ``check_width``.
+    """
+    arguments = encoder_arguments(configuration, preset)
+    width = decoder_width(arguments["n_stages"], preset, width)
+    return HySparKMaskedAutoencoder(input_channels=input_channels, decoder_width=width, **arguments)
+
+
+def segmentation_network(
+    configuration: ConfigurationManager,
+    input_channels: int,
+    num_classes: int,
+    preset: str,
+    deep_supervision: bool = True,
+) -> HySparKUNet:
+    """HySparK's network of fine-tuning and prediction for a plan.
+
+    Args:
+        configuration: of the plan; where it names HySparKUNet, it says every size and the preset is not used.
+        input_channels: channels of the image.
+        num_classes: segmentation heads.
+        preset: "S", "B" or "L".
+        deep_supervision: logits of every level in training.
+
+    Raises:
+        ValueError: see ``encoder_arguments``.
+    """
+    if configuration.network_arch_class_name == OWN_ARCHITECTURE:
+        network = get_network_from_plans(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            input_channels,
+            num_classes,
+            deep_supervision=deep_supervision,
+        )
+        return cast(HySparKUNet, network)
+    return HySparKUNet(
+        input_channels=input_channels,
+        num_classes=num_classes,
+        deep_supervision=deep_supervision,
+        **encoder_arguments(configuration, preset),
+    )
 
 
 def _per_axis(value: int | Sequence[int], conv_op: type[nn.Module]) -> tuple[int, ...]:

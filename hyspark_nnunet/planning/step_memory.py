@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from hyspark_nnunet.architectures.from_plans import encoder_arguments
+from hyspark_nnunet.architectures.from_plans import encoder_arguments, pretraining_network, segmentation_network
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import unit_size
 from hyspark_nnunet.planning.memory import pretraining_bytes, segmentation_bytes
-from hyspark_nnunet.recipe.recipe import PretrainRecipe
+from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
-from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 
 PROBED_VOXELS = 2**20
 
@@ -53,7 +52,7 @@ def pretraining_memory(configuration: dict[str, Any], input_channels: int, mixed
 
     def peak(batch_size: int) -> int:
         with torch.device("meta"):
-            network = HySparKPretrainTrainer.build_network_architecture(None, manager, input_channels, 1)
+            network = pretraining_network(manager, input_channels, recipe.preset, recipe.decoder_width)
         set_recomputation(network, recipe.activation_checkpointing)
         return pretraining_bytes(
             network, batch_size, input_channels, patch_size, unit, recipe.mask_ratio, mixed_precision
@@ -67,11 +66,12 @@ def finetuning_memory(
 ) -> StepMemory:
     """Memory of fine-tuning on a plan's configuration; nothing recomputed, as by nnU-Net's own trainer."""
     manager = ConfigurationManager(configuration)
+    recipe = resolve_recipe(FinetuneRecipe, configuration.get("hyspark"), environment={})
     patch_size = [int(n) for n in configuration["patch_size"]]
 
     def peak(batch_size: int) -> int:
         with torch.device("meta"):
-            network = HySparKFinetuneTrainer.build_network_architecture(None, manager, input_channels, num_classes)
+            network = segmentation_network(manager, input_channels, num_classes, recipe.preset)
         return segmentation_bytes(network, batch_size, input_channels, patch_size, mixed_precision)
 
     return _line(peak, patch_size)

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
-from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
 from hyspark_nnunet.architectures.from_plans import (
-    OWN_ARCHITECTURE,
     check_preset,
     decoder_width,
     encoder_arguments,
+    pretraining_network,
+    segmentation_network,
 )
 from hyspark_nnunet.building_blocks.reconstruction_decoder import check_width
 from hyspark_nnunet.checkpoints.description import describe_network
@@ -40,9 +39,7 @@ class HySparKFamily(NetworkFamily):
     def masked_autoencoder(
         self, configuration: ConfigurationManager, recipe: PretrainRecipe, input_channels: int
     ) -> nn.Module:
-        arguments = encoder_arguments(configuration, recipe.preset)
-        width = decoder_width(arguments["n_stages"], recipe.preset, recipe.decoder_width)
-        return HySparKMaskedAutoencoder(input_channels=input_channels, decoder_width=width, **arguments)
+        return pretraining_network(configuration, input_channels, recipe.preset, recipe.decoder_width)
 
     def segmentation_network(
         self,
@@ -52,21 +49,7 @@ class HySparKFamily(NetworkFamily):
         num_classes: int,
         deep_supervision: bool,
     ) -> nn.Module:
-        if configuration.network_arch_class_name == OWN_ARCHITECTURE:
-            return get_network_from_plans(
-                configuration.network_arch_class_name,
-                configuration.network_arch_init_kwargs,
-                configuration.network_arch_init_kwargs_req_import,
-                input_channels,
-                num_classes,
-                deep_supervision=deep_supervision,
-            )
-        return HySparKUNet(
-            input_channels=input_channels,
-            num_classes=num_classes,
-            deep_supervision=deep_supervision,
-            **encoder_arguments(configuration, recipe.preset),
-        )
+        return segmentation_network(configuration, input_channels, num_classes, recipe.preset, deep_supervision)
 
     def describe(
         self,
