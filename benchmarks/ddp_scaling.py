@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
-from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.architectures.from_plans import PRESETS, decoder_width
 from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.train import leave
 from hyspark_nnunet.training.loss import reconstruction_loss
@@ -29,20 +29,16 @@ BACKWARD = 2 / 3  # part of a step in which gradients appear and can be sent
 GPUS_PER_NODE = 8
 
 
-def build(preset_name: str, stages: int = STAGES) -> HySparKMaskedAutoencoder:
+def build(preset: str, stages: int = STAGES) -> HySparKMaskedAutoencoder:
     """The pre-training network of a cubic plan."""
-    preset = PRESETS[preset_name]
     return HySparKMaskedAutoencoder(
         input_channels=1,
         n_stages=stages,
-        features_per_stage=preset.features_per_stage[:stages],
         conv_op=torch.nn.Conv3d,
         kernel_sizes=((3, 3, 3),) * stages,
         strides=((1, 1, 1),) + ((2, 2, 2),) * (stages - 1),
-        n_blocks_per_stage=(*preset.n_blocks_per_stage[: stages - 1], 1),
-        expansion_per_stage=(*preset.expansion_per_stage[: stages - 1], 2),
-        vit_n_blocks=preset.vit_n_blocks,
-        decoder_width=preset.finest_width * 2 ** (stages - 1),
+        **PRESETS[preset].encoder_sizes(stages),
+        decoder_width=decoder_width(stages, preset, None),
     )
 
 

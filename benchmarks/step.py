@@ -117,17 +117,14 @@ class Case:
     def network(self) -> HySparKMaskedAutoencoder:
         """The preset's network for the shape, always with the same weights."""
         torch.manual_seed(0)
-        sizes, n = PRESETS[self.preset], len(self.shape.strides)
+        n = len(self.shape.strides)
         network = HySparKMaskedAutoencoder(
             input_channels=1,
             n_stages=n,
-            features_per_stage=sizes.features_per_stage[:n],
             conv_op=nn.Conv3d,
             kernel_sizes=self.shape.kernels,
             strides=self.shape.strides,
-            n_blocks_per_stage=(*sizes.n_blocks_per_stage[: n - 1], 1),
-            expansion_per_stage=(*sizes.expansion_per_stage[: n - 1], 2),
-            vit_n_blocks=sizes.vit_n_blocks,
+            **PRESETS[self.preset].encoder_sizes(n),
             decoder_width=decoder_width(n, self.preset, None),
         )
         return network.to(self.device)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from tests.small_networks import cubic, small_arguments
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -17,26 +19,19 @@ class Geometry:
     kernel_sizes: tuple[tuple[int, ...], ...]
     strides: tuple[tuple[int, ...], ...]
     input_channels: int = 1
-    features: tuple[int, ...] = (4, 6, 8, 12, 16)
 
     def arguments(self) -> dict:
-        n = len(self.strides)
-        return {
-            "input_channels": self.input_channels,
-            "n_stages": n,
-            "features_per_stage": self.features[:n],
-            "conv_op": torch.nn.Conv3d if len(self.image_size) == 3 else torch.nn.Conv2d,
-            "kernel_sizes": self.kernel_sizes,
-            "strides": self.strides,
-            "n_blocks_per_stage": (1, 2, 1, 1, 1)[:n],
-            "expansion_per_stage": (2, 3, 2, 2, 2)[:n],
-            "vit_n_blocks": 2,
-            "vit_num_heads": 2,
-        }
+        return small_arguments(
+            len(self.strides),
+            input_channels=self.input_channels,
+            conv_op=torch.nn.Conv3d if len(self.image_size) == 3 else torch.nn.Conv2d,
+            kernel_sizes=self.kernel_sizes,
+            strides=self.strides,
+        )
 
 
-def _cubic(n: int) -> dict:
-    return {"kernel_sizes": ((3, 3, 3),) * n, "strides": ((1, 1, 1),) + ((2, 2, 2),) * (n - 1)}
+def _cubic(n_stages: int) -> dict:
+    return {name: cubic(n_stages)[name] for name in ("kernel_sizes", "strides")}
 
 
 GEOMETRIES = [

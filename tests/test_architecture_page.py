@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
-from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.architectures.from_plans import decoder_width
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible
+from tests.small_networks import preset_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -70,19 +71,8 @@ def test_the_names_are_many() -> None:
 
 def test_the_shapes_are_those_of_a_forward_pass() -> None:
     rows = re.findall(r"^\| (.+?) \| `.+?` \| ([\dx ]+) \|$", SECTIONS["The shapes on the way"], re.MULTILINE)
-    sizes, n, patch = PRESETS["S"], 4, (40, 56, 40)
-    network = HySparKMaskedAutoencoder(
-        input_channels=1,
-        n_stages=n,
-        features_per_stage=sizes.features_per_stage[:n],
-        conv_op=torch.nn.Conv3d,
-        kernel_sizes=((3, 3, 3),) * n,
-        strides=((1, 1, 1),) + ((2, 2, 2),) * (n - 1),
-        n_blocks_per_stage=(*sizes.n_blocks_per_stage[: n - 1], 1),
-        expansion_per_stage=(*sizes.expansion_per_stage[: n - 1], 2),
-        vit_n_blocks=sizes.vit_n_blocks,
-        decoder_width=sizes.finest_width * 2 ** (n - 1),
-    )
+    n, patch = 4, (40, 56, 40)
+    network = HySparKMaskedAutoencoder(**preset_arguments("S", n), decoder_width=decoder_width(n, "S", None))
     grid = mask_grid(patch, network.encoder.unit)
     image, visible = torch.zeros(2, 1, *patch), sample_visible(2, grid, 0.75)
     with torch.no_grad():

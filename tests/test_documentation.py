@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
-from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.architectures.from_plans import PRESETS, decoder_width
 from hyspark_nnunet.recipe.recipe import RECIPES, recipe_table_markdown
+from tests.small_networks import preset_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE_PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
@@ -27,21 +28,11 @@ def test_the_recipe_table_is_current(kind: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_sizes_of_the_presets_are_current(name: str) -> None:
     row = next(line for line in RECIPE_PAGE.splitlines() if re.match(rf"\| {name}[ ,].* M \(", line))
-    preset, sizes = PRESETS[name], []
+    sizes = []
     for n in (5, 4):
-        arguments = {
-            "input_channels": 1,
-            "n_stages": n,
-            "features_per_stage": preset.features_per_stage[:n],
-            "conv_op": torch.nn.Conv3d,
-            "kernel_sizes": ((3, 3, 3),) * n,
-            "strides": ((1, 1, 1),) + ((2, 2, 2),) * (n - 1),
-            "n_blocks_per_stage": (*preset.n_blocks_per_stage[: n - 1], 1),
-            "expansion_per_stage": (*preset.expansion_per_stage[: n - 1], 2),
-            "vit_n_blocks": preset.vit_n_blocks,
-        }
+        arguments = preset_arguments(name, n)
         with torch.device("meta"):
-            autoencoder = HySparKMaskedAutoencoder(**arguments, decoder_width=preset.finest_width * 2 ** (n - 1))
+            autoencoder = HySparKMaskedAutoencoder(**arguments, decoder_width=decoder_width(n, name, None))
             unet = HySparKUNet(**arguments, num_classes=3)
         sizes.append([sum(p.numel() for p in m.parameters()) / 1e6 for m in (autoencoder.encoder, autoencoder, unet)])
     printed = [float(number) for number in re.findall(r"([\d.]+) M", row)]

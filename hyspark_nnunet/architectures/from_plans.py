@@ -36,6 +36,15 @@ class Preset:
     vit_n_blocks: int
     finest_width: int
 
+    def encoder_sizes(self, n_stages: int) -> dict[str, Any]:
+        """Sizes of an encoder of n stages, the last stage with one block and expansion 2."""
+        return {
+            "features_per_stage": self.features_per_stage[:n_stages],
+            "n_blocks_per_stage": (*self.n_blocks_per_stage[: n_stages - 1], 1),
+            "expansion_per_stage": (*self.expansion_per_stage[: n_stages - 1], 2),
+            "vit_n_blocks": self.vit_n_blocks,
+        }
+
 
 PRESETS: Mapping[str, Preset] = {
     "S": Preset((16, 32, 64, 128, 192), (1, 1, 2, 2, 1), (2, 3, 3, 3, 2), 2, 24),
@@ -95,7 +104,7 @@ def encoder_arguments(configuration: ConfigurationManager, preset: str) -> dict[
     """Plan-shaped arguments that both networks share.
 
     A plan that names HySparKUNet says everything itself; of any other plan the strides and kernel sizes are taken, and
-    channels, blocks and expansions from the preset, the last stage with one block and expansion 2.
+    channels, blocks and expansions from the preset.
 
     Args:
         configuration: of the plan.
@@ -113,16 +122,13 @@ def encoder_arguments(configuration: ConfigurationManager, preset: str) -> dict[
         return {"conv_op": conv_op, **{name: plan[name] for name in names if name in plan}}
     strides = [_per_axis(s, conv_op) for s in plan["strides"]]
     kernel_sizes = [_per_axis(k, conv_op) for k in plan["kernel_sizes"]]
-    n, sizes = n_stages_taken(strides), PRESETS[preset]
+    n = n_stages_taken(strides)
     return {
         "conv_op": conv_op,
         "n_stages": n,
-        "features_per_stage": sizes.features_per_stage[:n],
         "kernel_sizes": kernel_sizes[:n],
         "strides": strides[:n],
-        "n_blocks_per_stage": (*sizes.n_blocks_per_stage[: n - 1], 1),
-        "expansion_per_stage": (*sizes.expansion_per_stage[: n - 1], 2),
-        "vit_n_blocks": sizes.vit_n_blocks,
+        **PRESETS[preset].encoder_sizes(n),
     }
 
 

@@ -6,19 +6,9 @@ import torch
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
 from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.training.loss import reconstruction_loss
+from tests.small_networks import small_arguments
 
-ARGUMENTS = {
-    "input_channels": 1,
-    "n_stages": 3,
-    "features_per_stage": (4, 6, 8),
-    "conv_op": torch.nn.Conv3d,
-    "kernel_sizes": ((3, 3, 3),) * 3,
-    "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
-    "n_blocks_per_stage": (1, 1, 1),
-    "expansion_per_stage": (2, 2, 2),
-    "vit_n_blocks": 1,
-    "vit_num_heads": 2,
-}
+ARGUMENTS = small_arguments(n_blocks_per_stage=(1, 1, 1), expansion_per_stage=(2, 2, 2), vit_n_blocks=1)
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "segmentation"])

@@ -8,6 +8,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
 from hyspark_nnunet.masking import mask_grid, sample_visible
 from hyspark_nnunet.training.loss import reconstruction_loss
+from tests.small_networks import small_arguments
 
 
 def make_autoencoder(geometry, **changes) -> HySparKMaskedAutoencoder:
@@ -60,10 +61,10 @@ def test_a_network_without_transformer_blocks(geometry) -> None:
 
 
 def test_projection_is_left_out_where_the_widths_agree(geometry) -> None:
-    n = len(geometry.strides)
-    network = make_autoencoder(geometry, decoder_width=16 if geometry.features[n - 1] == 16 else None)
+    deepest = geometry.arguments()["features_per_stage"][-1]
+    network = make_autoencoder(geometry, decoder_width=16 if deepest == 16 else None)
     has_projection = "densify.projections.0.weight" in network.state_dict()
-    assert has_projection == (geometry.features[n - 1] != network.decoder.levels[0].upsample.in_channels)
+    assert has_projection == (deepest != network.decoder.levels[0].upsample.in_channels)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -96,18 +97,7 @@ def test_a_step_under_autocast(geometry, dtype: torch.dtype) -> None:
 
 
 def test_decoder_width_that_cannot_be_halved() -> None:
-    arguments = {
-        "input_channels": 1,
-        "n_stages": 3,
-        "features_per_stage": (4, 6, 6),
-        "conv_op": torch.nn.Conv3d,
-        "kernel_sizes": ((3, 3, 3),) * 3,
-        "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
-        "n_blocks_per_stage": (1, 1, 1),
-        "expansion_per_stage": (2, 2, 2),
-        "vit_num_heads": 1,
-        "decoder_width": 10,
-    }
+    arguments = small_arguments(decoder_width=10)
     with pytest.raises(ValueError, match="decoder_width 10 cannot be halved 2 times: choose a multiple of 4"):
         HySparKMaskedAutoencoder(**arguments)
     with pytest.raises(ValueError, match=r"strides\[1\] is \(2, 2\), but Conv3d has 3 axes"):
@@ -154,19 +144,7 @@ def test_unet_is_an_architecture_of_nnunet(geometry) -> None:
 def test_feature_map_size_counts_what_is_written() -> None:
     """Against the sizes that hooks see in a forward pass."""
     torch.manual_seed(0)
-    arguments = {
-        "input_channels": 1,
-        "n_stages": 3,
-        "features_per_stage": (4, 6, 8),
-        "conv_op": torch.nn.Conv3d,
-        "kernel_sizes": ((3, 3, 3),) * 3,
-        "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
-        "n_blocks_per_stage": (1, 2, 1),
-        "expansion_per_stage": (2, 3, 2),
-        "vit_n_blocks": 2,
-        "vit_num_heads": 2,
-    }
-    network = HySparKUNet(**arguments, num_classes=3, deep_supervision=True)
+    network = HySparKUNet(**small_arguments(), num_classes=3, deep_supervision=True)
     written = []
 
     def count(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from hyspark_nnunet.building_blocks.encoder import HybridEncoder
 from hyspark_nnunet.building_blocks.layouts import VisibleUnits, from_units, halo_index, to_units
 from hyspark_nnunet.masking import mask_grid, sample_visible, view_at
+from tests.small_networks import small_arguments
 
 
 def make_encoder(geometry, dtype: torch.dtype = torch.float64) -> HybridEncoder:
@@ -148,17 +149,8 @@ def test_samples_with_different_numbers_of_visible_units() -> None:
     ],
 )
 def test_arguments_that_do_not_fit(change: dict, message: str) -> None:
-    arguments = {
-        "input_channels": 1,
-        "n_stages": 2,
-        "features_per_stage": (4, 6),
-        "kernel_sizes": ((3, 3, 3),) * 2,
-        "strides": ((1, 1, 1), (2, 2, 2)),
-        "n_blocks_per_stage": (1, 1),
-        "expansion_per_stage": (2, 2),
-        "vit_n_blocks": 1,
-        "vit_num_heads": 1,
-    }
+    arguments = small_arguments(2, vit_n_blocks=1, vit_num_heads=1)
+    del arguments["conv_op"]
     with pytest.raises(ValueError, match=message):
         HybridEncoder(**(arguments | change))(torch.zeros(1, 1, 4, 4, 4))
 

@@ -12,6 +12,7 @@ from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
 from hyspark_nnunet.building_blocks.recomputation import DEPTHS, set_recomputation
 from hyspark_nnunet.masking import mask_grid, sample_visible
 from hyspark_nnunet.training.loss import reconstruction_loss
+from tests.small_networks import small_arguments
 
 
 def make_step(geometry):
@@ -81,16 +82,9 @@ class Wide:
 
     @staticmethod
     def arguments() -> dict:
-        return {
-            "input_channels": 1,
-            "n_stages": 3,
-            "features_per_stage": (16, 32, 64),
-            "conv_op": nn.Conv3d,
-            "kernel_sizes": ((3, 3, 3),) * 3,
-            "strides": Wide.strides,
-            "n_blocks_per_stage": (1, 1, 1),
-            "expansion_per_stage": (2, 2, 2),
-        }
+        return small_arguments(
+            features_per_stage=(16, 32, 64), n_blocks_per_stage=(1, 1, 1), expansion_per_stage=(2, 2, 2)
+        )
 
 
 def test_each_depth_keeps_less() -> None:

@@ -8,19 +8,11 @@ import torch
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
 from hyspark_nnunet.checkpoints.reference import from_reference, own_form, reference_form, to_reference
+from tests.small_networks import preset_arguments
 
 KEY_LIST = Path(__file__).parents[1] / "fixtures" / "hyspark_b_state_dict_keys.json"
 
-HYSPARK_B = {
-    "input_channels": 1,
-    "n_stages": 5,
-    "features_per_stage": (32, 64, 128, 256, 384),
-    "conv_op": torch.nn.Conv3d,
-    "kernel_sizes": ((3, 3, 3),) * 5,
-    "strides": ((1, 1, 1),) + ((2, 2, 2),) * 4,
-    "n_blocks_per_stage": (1, 1, 3, 3, 1),
-    "expansion_per_stage": (2, 4, 4, 4, 2),
-}
+HYSPARK_B = preset_arguments("B", 5)
 FORMS = {"sparse_encoder": "encoder", "hyspark": "masked_autoencoder", "hybird": "segmentation"}
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
-from hyspark_nnunet.architectures.from_plans import PRESETS
 from hyspark_nnunet.checkpoints.reference import to_reference
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights, write_atomically
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
+from tests.small_networks import preset_arguments
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
 UNTOUCHED = 7.0
@@ -42,18 +42,13 @@ TARGETS: dict[str, tuple[int, int, int, dict, tuple[int, int, int]]] = {
 
 def arguments(channels: int, n: int, geometry: dict) -> dict[str, Any]:
     """Of preset B, as a plan yields them."""
-    sizes = PRESETS["B"]
-    return {
-        "input_channels": channels,
-        "n_stages": n,
-        "features_per_stage": sizes.features_per_stage[:n],
-        "conv_op": torch.nn.Conv3d,
-        "kernel_sizes": geometry["kernel_sizes"][:n],
-        "strides": geometry["strides"][:n],
-        "n_blocks_per_stage": (*sizes.n_blocks_per_stage[: n - 1], 1),
-        "expansion_per_stage": (*sizes.expansion_per_stage[: n - 1], 2),
-        "vit_n_blocks": sizes.vit_n_blocks,
-    }
+    return preset_arguments(
+        "B",
+        n,
+        input_channels=channels,
+        kernel_sizes=geometry["kernel_sizes"][:n],
+        strides=geometry["strides"][:n],
+    )
 
 
 def filled(network_class: Callable, value: float | None = None, **more: Any) -> torch.nn.Module:

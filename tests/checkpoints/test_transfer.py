@@ -10,19 +10,9 @@ import torch
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
 from hyspark_nnunet.checkpoints.report import part_of
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
+from tests.small_networks import small_arguments
 
-ARGUMENTS = {
-    "input_channels": 1,
-    "n_stages": 3,
-    "features_per_stage": (4, 6, 8),
-    "conv_op": torch.nn.Conv3d,
-    "kernel_sizes": ((3, 3, 3),) * 3,
-    "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
-    "n_blocks_per_stage": (1, 2, 1),
-    "expansion_per_stage": (2, 3, 2),
-    "vit_n_blocks": 1,
-    "vit_num_heads": 2,
-}
+ARGUMENTS = small_arguments(vit_n_blocks=1)
 
 
 @pytest.fixture
@@ -148,17 +138,10 @@ def test_parts(name: str, part: str) -> None:
 
 
 def with_stages(n: int, **more) -> dict:
-    """Arguments of a network of n stages."""
-    features = {3: (4, 6, 8), 4: (4, 6, 8, 12)}[n]
-    return ARGUMENTS | {
-        "n_stages": n,
-        "features_per_stage": features,
-        "kernel_sizes": ((3, 3, 3),) * n,
-        "strides": ((1, 1, 1),) + ((2, 2, 2),) * (n - 1),
-        "n_blocks_per_stage": (1,) * n,
-        "expansion_per_stage": (2,) * n,
-        **more,
-    }
+    """Arguments of a network of n stages with one block each."""
+    return small_arguments(
+        n, **{"n_blocks_per_stage": (1,) * n, "expansion_per_stage": (2,) * n, "vit_n_blocks": 1, **more}
+    )
 
 
 def fates(report) -> dict[str, set[str]]:

@@ -18,6 +18,7 @@ from hyspark_nnunet.train import leave
 from hyspark_nnunet.training.hyspark import HySparKPretrainTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
+from tests.small_networks import small_arguments
 
 
 @pytest.fixture
@@ -164,19 +165,7 @@ def test_a_step_that_is_not_finite_leaves_nothing_behind(trainer: HySparKPretrai
     assert trainer._nonfinite_in_row == 0
 
 
-ARGUMENTS = {
-    "input_channels": 1,
-    "n_stages": 3,
-    "features_per_stage": (4, 6, 12),
-    "conv_op": torch.nn.Conv3d,
-    "kernel_sizes": ((3, 3, 3),) * 3,
-    "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
-    "n_blocks_per_stage": (1, 1, 1),
-    "expansion_per_stage": (2, 2, 2),
-    "vit_n_blocks": 1,
-    "vit_num_heads": 2,
-    "decoder_width": 12,
-}
+ARGUMENTS = small_arguments(features_per_stage=(4, 6, 12), n_blocks_per_stage=(1, 1, 1), decoder_width=12)
 
 
 def _one_rank(rank: int, port: int, folder: str) -> None:

@@ -22,19 +22,9 @@ from hyspark_nnunet.training.optimization import (
     skip_frozen,
 )
 from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
+from tests.small_networks import small_arguments
 
-ARGUMENTS = {
-    "input_channels": 1,
-    "n_stages": 3,
-    "features_per_stage": (4, 6, 8),
-    "conv_op": torch.nn.Conv3d,
-    "kernel_sizes": ((3, 3, 3),) * 3,
-    "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
-    "n_blocks_per_stage": (1, 2, 1),
-    "expansion_per_stage": (2, 3, 2),
-    "vit_n_blocks": 2,
-    "vit_num_heads": 2,
-}
+ARGUMENTS = small_arguments()
 LAYERS = ["stem", "stage 0", "stage 1", "stage 2", "transformer block 0", "transformer block 1"]
 
 
