@@ -41,7 +41,7 @@ from benchmarks.few_labels.prepare import (
     write_plans,
 )
 from benchmarks.few_labels.record import mean_dice
-from benchmarks.few_labels.report import DOCUMENT, TABLES, plot, plot_pretraining, with_results
+from benchmarks.few_labels.report import DOCUMENTS, TABLES, plot, plot_pretraining, with_results
 from benchmarks.few_labels.results import FOLDER, Results
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS, Splits, fold_number
@@ -722,7 +722,8 @@ def test_the_change_of_a_layer_is_in_parts_of_what_it_was() -> None:
     assert layer_changes(before, after) == {"stage 1": pytest.approx((4 / 32) ** 0.5)}
 
 
-def test_the_tables_of_the_document_are_current() -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    assert set(re.findall(r"<!-- results: (\S+) -->", text)) == set(TABLES)
-    assert with_results(text, Results(FOLDER)) == text
+def test_the_tables_of_the_documents_are_current() -> None:
+    texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
+    assert set(re.findall(r"<!-- results: (\S+) -->", "".join(texts))) == set(TABLES)
+    for text in texts:
+        assert with_results(text, Results(FOLDER)) == text

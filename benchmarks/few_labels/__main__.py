@@ -2,7 +2,7 @@
 
     python -m benchmarks.few_labels all --work W            prepare, pretrain, and all arms
     python -m benchmarks.few_labels collect --work W        benchmarks/few_labels/results/
-    python -m benchmarks.few_labels report                  docs/results.md and its plot
+    python -m benchmarks.few_labels report                  docs/results.md, docs/results_appendix.md and their plots
 
 Each step is a command of its own, too. What is finished is skipped; what was interrupted, goes on. On another machine,
 --but-collected leaves out what was collected on the first.
@@ -168,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     collecting.add_argument("--to", type=Path, default=FOLDER, help="folder (default: that of the repository)")
     collecting.set_defaults(run=lambda arguments: collect(Work(arguments.work.resolve()), arguments.to))
-    reporting = commands.add_parser("report", help="write the tables of docs/results.md and its plot")
+    reporting = commands.add_parser("report", help="write the tables and plots of docs/results.md and docs/results_appendix.md")
     reporting.set_defaults(run=lambda arguments: write_report())
     return parser
 

@@ -1,4 +1,4 @@
-"""Puts the results into docs/results.md: tables between its markers, and the plot of the learning curves."""
+"""Writes the results into the documentation: tables between the markers of both pages on results, and the plots."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,8 @@ from benchmarks.few_labels.results import FOLDER, Results, Row
 from benchmarks.few_labels.subsets import LABELS
 from benchmarks.few_labels.work import ROOT
 
-DOCUMENT, IMAGES = ROOT / "docs" / "results.md", ROOT / "docs" / "images"
+DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "results_appendix.md"))
+IMAGES = ROOT / "docs" / "images"
 PLOT, PRETRAINING_PLOT = IMAGES / "few_labels.png", IMAGES / "few_labels_pretraining.png"
 MARKER = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 # fine-tunings that differ in the rates of the encoder's layers and in their length
@@ -328,8 +329,9 @@ def plot_pretraining(rows: Sequence[Row], before: float | None, path: Path) -> N
 def write_report() -> None:
     """Writes the tables, and the plots where there are results."""
     results = Results(FOLDER)
-    DOCUMENT.write_text(with_results(DOCUMENT.read_text(encoding="utf-8"), results), encoding="utf-8")
-    print(f"{DOCUMENT.relative_to(ROOT)} is written")
+    for document in DOCUMENTS:
+        document.write_text(with_results(document.read_text(encoding="utf-8"), results), encoding="utf-8")
+        print(f"{document.relative_to(ROOT)} is written")
     if results.rows("runs"):
         plot(results, PLOT)
         print(f"{PLOT.relative_to(ROOT)} is written")
