@@ -168,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     collecting.add_argument("--to", type=Path, default=FOLDER, help="folder (default: that of the repository)")
     collecting.set_defaults(run=lambda arguments: collect(Work(arguments.work.resolve()), arguments.to))
-    reporting = commands.add_parser("report", help="write the tables and plots of docs/results.md and docs/results_appendix.md")
+    reporting = commands.add_parser("report", help="write the tables and plots of both pages on results")
     reporting.set_defaults(run=lambda arguments: write_report())
     return parser
 
