@@ -1,16 +1,18 @@
 """The command ``hyspark_nnunet``; what nnU-Net's own commands do is left to them.
 
-A command is a function that adds its parser; its implementation is imported only when it runs, so ``--help`` is quick.
+An option is named as the parameter that it sets (``dest``). Implementations are imported when they run, so that
+``--help`` is quick.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hyspark_nnunet import __version__
-from hyspark_nnunet.commands.plan_arguments import add_planning
+from hyspark_nnunet.commands.plan_options import add_plan_commands
 
 
 def _add_doctor(commands: Any) -> None:
@@ -30,7 +32,7 @@ def _add_doctor(commands: Any) -> None:
 def _run_doctor(arguments: argparse.Namespace) -> int:
     from hyspark_nnunet.commands.doctor import examine
 
-    return examine(arguments.device, only=arguments.only, mend=arguments.mend)
+    return examine(**_options(arguments))
 
 
 def _add_checkpoint(commands: Any) -> None:
@@ -64,7 +66,9 @@ def _add_checkpoint(commands: Any) -> None:
     )
     convert.add_argument("file", metavar="FILE", help=".pth or .safetensors, of ours or of the HySparK release")
     convert.add_argument("out", metavar="OUT", help="new file")
-    convert.add_argument("--to", required=True, choices=("hyspark-release", "nnunet", "safetensors"), help="kind")
+    convert.add_argument(
+        "--to", dest="kind", required=True, choices=("hyspark-release", "nnunet", "safetensors"), help="kind"
+    )
     _add_target(convert, "for nnunet: data set (number or name) of the checkpoint")
     convert.add_argument("-f", dest="fold", default="all", help="for nnunet: fold (default: %(default)s)")
     convert.set_defaults(run=_run_convert)
@@ -79,7 +83,12 @@ def _add_checkpoint(commands: Any) -> None:
     )
     _add_target(probe, "labelled data set (number or name)", required=True)
     probe.add_argument(
-        "--cases", type=int, default=20, help="cases to fit to, and others to score (default: %(default)s)"
+        "--cases",
+        dest="n_cases",
+        metavar="CASES",
+        type=int,
+        default=20,
+        help="cases to fit to, and others to score (default: %(default)s)",
     )
     probe.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
     probe.set_defaults(run=_run_probe)
@@ -94,26 +103,19 @@ def _add_target(parser: argparse.ArgumentParser, meaning: str, required: bool = 
 def _run_inspect(arguments: argparse.Namespace) -> int:
     from hyspark_nnunet.commands.inspect_checkpoint import inspect_checkpoint
 
-    a = arguments
-    return _without_traceback(lambda: inspect_checkpoint(a.file, a.dataset, a.configuration, a.plans, a.trainer))
+    return inspect_checkpoint(**_options(arguments))
 
 
 def _run_convert(arguments: argparse.Namespace) -> int:
     from hyspark_nnunet.commands.convert_checkpoint import convert_checkpoint
 
-    a = arguments
-    return _without_traceback(
-        lambda: convert_checkpoint(a.file, a.out, a.to, a.dataset, a.configuration, a.plans, a.fold)
-    )
+    return convert_checkpoint(**_options(arguments))
 
 
 def _run_probe(arguments: argparse.Namespace) -> int:
     from hyspark_nnunet.commands.probe_checkpoints import probe_checkpoints
 
-    a = arguments
-    return _without_traceback(
-        lambda: probe_checkpoints(a.files, a.dataset, a.configuration, a.plans, max(1, a.cases), a.device)
-    )
+    return probe_checkpoints(**_options(arguments))
 
 
 def _add_dataset(commands: Any) -> None:
@@ -139,18 +141,26 @@ def _add_dataset(commands: Any) -> None:
     prepare.add_argument("folder", nargs="?", help="of the scans; '$DATA/scans' in quotes keeps the variable")
     prepare.add_argument("--channels", nargs="+", default=(), metavar="NAME", help="names in order, or NAME=FOLDER")
     files = prepare.add_mutually_exclusive_group()
-    files.add_argument("--copy", action="store_true", help="copy the scans, as .nii.gz")
-    files.add_argument("--link", action="store_true", help="link the scans into imagesTr")
+    files.add_argument("--copy", dest="files", action="store_const", const="copied", help="copy the scans, as .nii.gz")
     files.add_argument(
-        "--no-copy", action="store_true", help="refuse DICOM series, which have to be written as .nii.gz"
+        "--link", dest="files", action="store_const", const="linked", help="link the scans into imagesTr"
+    )
+    files.add_argument(
+        "--no-copy",
+        dest="convert",
+        action="store_false",
+        help="refuse DICOM series, which have to be written as .nii.gz",
     )
     prepare.add_argument("--relative", action="store_true", help="list paths relative to the data set's folder")
     prepare.add_argument(
-        "--no-suffix", action="store_true", help="a trailing _0001 numbers the scans, not the channels"
+        "--no-suffix",
+        dest="numbers_in_names",
+        action="store_true",
+        help="a trailing _0001 numbers the scans, not the channels",
     )
     prepare.add_argument("--include", nargs="+", default=(), metavar="PATTERN", help="only such paths: '*/ct.nii.gz'")
     prepare.add_argument("--exclude", nargs="+", default=(), metavar="PATTERN", help="no such paths")
-    prepare.set_defaults(run=_run_prepare)
+    prepare.set_defaults(run=_run_prepare, files="listed")
 
     pool = actions.add_parser("pool", parents=[shared, making], help="several data sets become one, no image copied")
     pool.add_argument("--from", nargs="+", required=True, dest="sources", metavar="ID", help="numbers or names")
@@ -164,93 +174,74 @@ def _add_dataset(commands: Any) -> None:
 
     check = actions.add_parser("check", parents=[shared], help="read every case and say what is wrong")
     check.add_argument("dataset", help="number, name or folder")
-    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    check.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
     check.add_argument("--exclude-bad", action="store_true", help="write dataset.json without the bad cases")
     check.set_defaults(run=_run_check)
 
 
 def _run_prepare(arguments: argparse.Namespace) -> int:
-    from hyspark_nnunet.datasets.dataset_json import raw_folder
-    from hyspark_nnunet.datasets.parallel import default_processes
     from hyspark_nnunet.datasets.prepare import PrepareOptions, prepare
 
-    options = PrepareOptions(
-        arguments.folder,
-        arguments.dataset_id,
-        arguments.name,
-        channels=tuple(arguments.channels),
-        files="copied" if arguments.copy else "linked" if arguments.link else "listed",
-        labels=arguments.labels,
-        relative=arguments.relative,
-        convert=not arguments.no_copy,
-        numbers_in_names=arguments.no_suffix,
-        include=tuple(arguments.include),
-        exclude=tuple(arguments.exclude),
-        skip_bad=arguments.skip_bad,
-        overwrite=arguments.overwrite,
-        processes=default_processes() if arguments.processes is None else arguments.processes,
-    )
-    return _without_traceback(lambda: prepare(options, raw_folder(arguments.raw)))
+    raw, options = _dataset_options(arguments)
+    prepare(PrepareOptions(**options), raw)
+    return 0
 
 
 def _run_pool(arguments: argparse.Namespace) -> int:
-    from hyspark_nnunet.datasets.dataset_json import raw_folder
-    from hyspark_nnunet.datasets.parallel import default_processes
     from hyspark_nnunet.datasets.pool import PoolOptions, pool
 
-    def run() -> None:
-        if arguments.dataset_id is None or arguments.name is None:
-            raise ValueError("give the pool a number and a name: -d 70 -n Pool")
-        options = PoolOptions(
-            tuple(arguments.sources),
-            arguments.dataset_id,
-            arguments.name,
-            channels_from=tuple(arguments.channels_from),
-            holdout=tuple(arguments.holdout),
-            labels=arguments.labels,
-            skip_bad=arguments.skip_bad,
-            overwrite=arguments.overwrite,
-            processes=default_processes() if arguments.processes is None else arguments.processes,
-        )
-        pool(options, raw_folder(arguments.raw))
-
-    return _without_traceback(run)
+    raw, options = _dataset_options(arguments)
+    if options["dataset_id"] is None or options["name"] is None:
+        raise ValueError("give the pool a number and a name: -d 70 -n Pool")
+    pool(PoolOptions(**options), raw)
+    return 0
 
 
 def _run_check(arguments: argparse.Namespace) -> int:
     from hyspark_nnunet.datasets.check import check
-    from hyspark_nnunet.datasets.dataset_json import find_dataset, raw_folder
+    from hyspark_nnunet.datasets.dataset_json import find_dataset
+
+    if arguments.raw is None and os.path.isfile(os.path.join(arguments.dataset, "dataset.json")):
+        arguments.raw = os.path.dirname(os.path.abspath(arguments.dataset))
+    raw, options = _dataset_options(arguments)
+    return check(find_dataset(options.pop("dataset"), raw), **options)
+
+
+def _dataset_options(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """The folder of raw data sets, and the other options of a ``dataset`` command."""
+    from hyspark_nnunet.datasets.dataset_json import raw_folder
     from hyspark_nnunet.datasets.parallel import default_processes
 
-    def run() -> int:
-        is_folder = os.path.isfile(os.path.join(arguments.dataset, "dataset.json"))
-        raw = raw_folder(arguments.raw or (os.path.dirname(os.path.abspath(arguments.dataset)) if is_folder else None))
-        processes = default_processes() if arguments.processes is None else arguments.processes
-        return check(find_dataset(arguments.dataset, raw), processes, arguments.json, arguments.exclude_bad)
-
-    return _without_traceback(run)
+    options = _options(arguments)
+    raw = raw_folder(options.pop("raw"))
+    if options["processes"] is None:
+        options["processes"] = default_processes()
+    return raw, {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
 def _add_planning(commands: Any) -> None:
-    for parser in add_planning(commands):
-        parser.set_defaults(run=_run_planning)
+    plan, plan_and_preprocess = add_plan_commands(commands)
+    plan.set_defaults(run=_run_plan)
+    plan_and_preprocess.set_defaults(run=_run_plan_and_preprocess)
 
 
-def _run_planning(arguments: argparse.Namespace) -> int:
-    from hyspark_nnunet.commands import plan as commands
+def _run_plan(arguments: argparse.Namespace) -> int:
+    from hyspark_nnunet.commands.plan import plan
 
-    run = {"plan": commands.plan, "plan_and_preprocess": commands.plan_and_preprocess}[arguments.planning]
-    return _without_traceback(lambda: run(arguments))
+    plan(arguments)
+    return 0
 
 
-def _without_traceback(command: Callable[[], Any]) -> int:
-    """Runs a command whose errors are the user's to mend: a line on stderr and status 1."""
-    try:
-        status = command()
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return status if isinstance(status, int) else 0
+def _run_plan_and_preprocess(arguments: argparse.Namespace) -> int:
+    from hyspark_nnunet.commands.plan import plan_and_preprocess
+
+    plan_and_preprocess(arguments)
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options by name, without the function that the parser chose."""
+    return {name: value for name, value in vars(arguments).items() if name != "run"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -273,7 +264,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         exit status.
     """
     arguments = build_parser().parse_args(argv)
-    return arguments.run(arguments)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError, RuntimeError) as error:  # the user's to correct: a message, not a traceback
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -60,36 +60,36 @@ def adapt_upsampling(weight: Tensor, kernel: Sequence[int]) -> Tensor | None:
     return result.to(weight.dtype)
 
 
-def channel_names(described: Mapping[str, object], count: int) -> list[str]:
+def channel_names(description: Mapping[str, object], count: int) -> list[str]:
     """Names of the input channels in order; their numbers where a description does not name them all.
 
     Args:
-        described: of a network: ``channel_names`` as in nnU-Net's dataset.json, number to name.
+        description: of a network: ``channel_names`` as in nnU-Net's dataset.json, number to name.
         count: of the channels.
     """
-    named = described.get("channel_names")
+    named = description.get("channel_names")
     by_number = {str(key): str(value) for key, value in named.items()} if isinstance(named, Mapping) else {}
     return [by_number.get(str(number), str(number)) for number in range(count)]
 
 
-def number_of_image_channels(described: Mapping[str, object], count: int) -> int:
+def number_of_image_channels(description: Mapping[str, object], count: int) -> int:
     """How many of a network's input channels are images.
 
     The second stage of a cascade has the first stage's segmentation behind them, a channel per label, without names.
 
     Args:
-        described: of a network; where it has no ``channel_names``, all channels are images.
+        description: of a network; where it has no ``channel_names``, all channels are images.
         count: of all input channels.
     """
-    named = described.get("channel_names")
+    named = description.get("channel_names")
     return len(named) if isinstance(named, Mapping) and 0 < len(named) <= count else count
 
 
 def adapt_stem(
     weight: Tensor,
     count: int,
-    described: Mapping[str, object],
-    description: Mapping[str, object],
+    source_description: Mapping[str, object],
+    target_description: Mapping[str, object],
     mapping: str | None = None,
 ) -> tuple[Tensor, str]:
     """A stem's weight for the input channels of another network.
@@ -100,8 +100,8 @@ def adapt_stem(
     Args:
         weight: (out, channels of the file, *kernel).
         count: channels of the network.
-        described: what the file says of its network.
-        description: the same of this network.
+        source_description: what the file says of its network.
+        target_description: the same of this network.
         mapping: of the recipe.
 
     Returns:
@@ -110,9 +110,11 @@ def adapt_stem(
     Raises:
         ValueError: see ``channel_assignment``.
     """
-    theirs = number_of_image_channels(described, weight.shape[1])
-    ours = number_of_image_channels(description, count)
-    assignment, how = channel_assignment(channel_names(described, theirs), channel_names(description, ours), mapping)
+    theirs = number_of_image_channels(source_description, weight.shape[1])
+    ours = number_of_image_channels(target_description, count)
+    assignment, how = channel_assignment(
+        channel_names(source_description, theirs), channel_names(target_description, ours), mapping
+    )
     images, segmentation = weight[:, :theirs], weight[:, theirs:]
     if how:
         images = adapt_input_channels(images, assignment, ours)

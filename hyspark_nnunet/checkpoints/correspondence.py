@@ -9,8 +9,8 @@ import re
 
 from hyspark_nnunet.checkpoints.sizes import EncoderSizes
 
-# what is transferred whole or not at all
-UNITS = (
+# tensors that are loaded together or not at all
+GROUPS = (
     r"encoder\.stages\.\d+\.(blocks\.\d+|widen)\.",
     r"encoder\.vit\.(blocks\.\d+|norm)\.",
     r"densify\.(projections|mask_tokens)\.\d+",
@@ -20,9 +20,9 @@ UNITS = (
 )
 
 
-def unit_of(name: str) -> str:
+def group_of(name: str) -> str:
     """The part of a network that makes sense as a whole: a block, a decoder level; the name itself elsewhere."""
-    for pattern in UNITS:
+    for pattern in GROUPS:
         if match := re.match(pattern, name):
             return match[0]
     return name

@@ -27,27 +27,27 @@ def head_labels(labels: Mapping[str, Any]) -> tuple[list[str], bool]:
 
 
 def matching_heads(
-    described: Mapping[str, Any], description: Mapping[str, Any], n_source: int, n_target: int
+    source_description: Mapping[str, Any], target_description: Mapping[str, Any], n_source: int, n_target: int
 ) -> tuple[dict[int, int], str]:
     """Which head of the file each head of the network starts from.
 
     Args:
-        described: what the file says of its network: ``labels`` (names of the heads) and ``regions``.
-        description: the same of this network.
+        source_description: what the file says of its network: ``labels`` (names of the heads) and ``regions``.
+        target_description: the same of this network.
         n_source: heads in the file.
         n_target: heads of the network.
 
     Returns:
         head of the file by head of the network, and the reason for those that have none.
     """
-    source, target = described.get("labels"), description.get("labels")
+    source, target = source_description.get("labels"), target_description.get("labels")
     if not _names(source, n_source):
         return {}, "the file does not name its labels"
     if not _names(target, n_target):
         return {}, "the labels of this network are not known"
     assert source is not None and target is not None  # for the type checker
-    if bool(described.get("regions")) != bool(description.get("regions")):
-        kinds = ("regions", "labels") if described.get("regions") else ("labels", "regions")
+    if bool(source_description.get("regions")) != bool(target_description.get("regions")):
+        kinds = ("regions", "labels") if source_description.get("regions") else ("labels", "regions")
         return {}, f"heads of {kinds[0]} in the file, of {kinds[1]} here"
     common = {target.index(name): source.index(name) for name in target if name in source}
     return common, f"labels not in the file: {', '.join(name for name in target if name not in source)}"

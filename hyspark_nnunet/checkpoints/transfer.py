@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hyspark_nnunet.architectures.from_plans import PRESETS
 from hyspark_nnunet.checkpoints.adaptation import adapt_kernel, adapt_stem, adapt_upsampling
-from hyspark_nnunet.checkpoints.correspondence import is_required, source_name, unit_of
+from hyspark_nnunet.checkpoints.correspondence import group_of, is_required, source_name
 from hyspark_nnunet.checkpoints.heads import matching_heads
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes
@@ -27,8 +27,8 @@ def transfer_weights(
     network: nn.Module,
     state: Mapping[str, Tensor],
     file: str,
-    described: Mapping[str, Any] | None = None,
-    description: Mapping[str, Any] | None = None,
+    source_description: Mapping[str, Any] | None = None,
+    target_description: Mapping[str, Any] | None = None,
     input_channel_mapping: str | None = None,
 ) -> TransferReport:
     """Loads what fits, adapted where it can be; or nothing.
@@ -37,8 +37,8 @@ def transfer_weights(
         network: HySparKUNet or HySparKMaskedAutoencoder; unchanged where an error is raised.
         state: weights under our names.
         file: their file, for messages.
-        described: what the file says of its network (strides, channel names, labels ...).
-        description: the same of this network.
+        source_description: what the file says of its network (strides, channel names, labels ...).
+        target_description: the same of this network.
         input_channel_mapping: of the recipe, see ``adaptation.channel_assignment``.
 
     Returns:
@@ -51,7 +51,7 @@ def transfer_weights(
             ``HYSPARK_ALLOW_PARTIAL=1``).
     """
     target = network.state_dict()
-    transfer = Transfer(state, target, file, described or {}, description or {}, input_channel_mapping)
+    transfer = Transfer(state, target, file, source_description or {}, target_description or {}, input_channel_mapping)
     report = transfer.report
     if report.encoder_share < MIN_ENCODER_SHARE and os.environ.get(ALLOW_PARTIAL) != "1":
         raise ValueError(
@@ -74,8 +74,8 @@ class Transfer:
         state: weights under our names.
         target: the network's tensors; only their shapes are read, so they may be without values (device "meta").
         file: as in ``transfer_weights``.
-        described: as in ``transfer_weights``.
-        description: as in ``transfer_weights``.
+        source_description: as in ``transfer_weights``.
+        target_description: as in ``transfer_weights``.
         input_channel_mapping: as in ``transfer_weights``.
 
     Attributes:
@@ -92,16 +92,16 @@ class Transfer:
         state: Mapping[str, Tensor],
         target: Mapping[str, Tensor],
         file: str,
-        described: Mapping[str, Any],
-        description: Mapping[str, Any],
+        source_description: Mapping[str, Any],
+        target_description: Mapping[str, Any],
         input_channel_mapping: str | None = None,
     ) -> None:
         self.state, self.target, self.file = state, target, file
-        self.described, self.description = described, description
+        self.source_description, self.target_description = source_description, target_description
         self.mapping = input_channel_mapping
         self.values: dict[str, Tensor] = {}
         self.rows: dict[str, dict[int, Tensor]] = {}
-        self.report = TransferReport(notes=differences(described, description))
+        self.report = TransferReport(notes=differences(source_description, target_description))
         if not any(name in state for name in target):
             raise ValueError(
                 f"{file} shares no weight with this network: it holds {_some(state)}, the network {_some(target)}. "
@@ -113,11 +113,11 @@ class Transfer:
         self.target_sizes = sizes
         # a partial file: taken name by name, as if it came from this network
         self.source_sizes = encoder_sizes(state) or sizes
-        self.names = {name: source_name(name, self.source_sizes, sizes) for name in target}
+        self.source_names = {name: source_name(name, self.source_sizes, sizes) for name in target}
         self._hows: dict[str, str] = {}
         self._whys: dict[str, str] = {}
         self._check_widths()
-        self._match_units()
+        self._match_groups()
         self._match_heads()
         self._write_report()
 
@@ -125,12 +125,12 @@ class Transfer:
 
     def _fitted(self, name: str) -> tuple[Tensor | None, str]:
         """The file's tensor in the shape the network wants, and how it was adapted; None: it does not fit, and why."""
-        theirs = self.names[name]
+        theirs = self.source_names[name]
         if theirs is None or theirs not in self.state:
             return None, "not in the file"
         value, shape, hows = self.state[theirs], self.target[name].shape, []
         if name == STEM and value.ndim == len(shape):
-            value, how = adapt_stem(value, shape[1], self.described, self.description, self.mapping)
+            value, how = adapt_stem(value, shape[1], self.source_description, self.target_description, self.mapping)
             if how:
                 hows.append(how)
         if value.shape != shape and value.ndim == len(shape) > 2 and value.shape[:2] == shape[:2]:
@@ -146,7 +146,7 @@ class Transfer:
     def _check_widths(self) -> None:
         wrong = []
         for name in self.target:
-            theirs = self.names[name]
+            theirs = self.source_names[name]
             if theirs in self.state and is_required(name, self.source_sizes, self.target_sizes):
                 value, _ = self._fitted(name)
                 if value is None:
@@ -154,14 +154,14 @@ class Transfer:
         if wrong:
             raise ValueError(self._width_message(wrong))
 
-    def _match_units(self) -> None:
-        units: dict[str, list[str]] = defaultdict(list)
+    def _match_groups(self) -> None:
+        groups: dict[str, list[str]] = defaultdict(list)
         for name in self.target:
             if not name.startswith(HEADS):
                 # in stages that both have, a part of a block is worth loading: the file may be partial
                 required = is_required(name, self.source_sizes, self.target_sizes)
-                units[name if required else unit_of(name)].append(name)
-        for members in units.values():
+                groups[name if required else group_of(name)].append(name)
+        for members in groups.values():
             fitted = {name: self._fitted(name) for name in members}
             misfits = [why for value, why in fitted.values() if value is None]
             for name, (value, how) in fitted.items():
@@ -183,12 +183,12 @@ class Transfer:
     def _match_heads(self) -> None:
         """Heads where the labels agree by name and the decoder level they read came along."""
         for name in (name for name in self.target if name.startswith(HEADS)):
-            theirs, level = self.names[name], f"decoder.levels.{name.split('.')[2]}."
+            theirs, level = self.source_names[name], f"decoder.levels.{name.split('.')[2]}."
             if theirs is None or theirs not in self.state:
                 self._whys[name] = "heads belong to the labels; not in the file"
                 continue
             value, target = self.state[theirs], self.target[name]
-            heads, why = matching_heads(self.described, self.description, len(value), len(target))
+            heads, why = matching_heads(self.source_description, self.target_description, len(value), len(target))
             if value.shape[1:] != target.shape[1:] or not any(n.startswith(level) for n in self.values):
                 heads, why = {}, "their decoder level is not loaded"
             self._whys[name] = f"heads belong to the labels; {why}"
@@ -197,7 +197,7 @@ class Transfer:
                 self._hows[name] = ""
             elif heads:
                 self.rows[name] = {ours: value[source] for ours, source in heads.items()}
-                labels = self.description["labels"]
+                labels = self.target_description["labels"]
                 self._hows[name] = f"by label: {', '.join(labels[head] for head in sorted(heads))}"
 
     # ------------------------------------------------------------------------------------------------ report
@@ -215,20 +215,20 @@ class Transfer:
                     self.report.add(name, "random", count - taken, self._whys[name])
             else:
                 self.report.add(name, "random", count, self._whys[name])
-        used = {self.names[name] for name in (*self.values, *self.rows)}
-        wanted = {theirs: ours for ours, theirs in self.names.items() if theirs is not None}
+        used = {self.source_names[name] for name in (*self.values, *self.rows)}
+        wanted = {theirs: ours for ours, theirs in self.source_names.items() if theirs is not None}
         for name, tensor in self.state.items():
             if name not in used:
                 why = self._whys[wanted[name]] if name in wanted else "no such part in this network"
                 self.report.add(name, "unused", tensor.numel(), why)
 
     def _moved(self, name: str) -> str:
-        theirs = self.names[name]
-        return "" if theirs == name or theirs is None else f"from {unit_of(theirs).rstrip('.')} of the file"
+        theirs = self.source_names[name]
+        return "" if theirs == name or theirs is None else f"from {group_of(theirs).rstrip('.')} of the file"
 
     def _width_message(self, wrong: list[str]) -> str:
         name, source, target = wrong[0], self.source_sizes, self.target_sizes
-        theirs = self.names[name] or name
+        theirs = self.source_names[name] or name
         message = (
             f"{self.file} does not fit this network: {len(wrong)} tensors differ in shape, first {name}: "
             f"{tuple(self.state[theirs].shape)} in the file, {tuple(self.target[name].shape)} here."
@@ -237,10 +237,10 @@ class Transfer:
             message += (
                 f"\nWidths of the stages: {source.features_per_stage} in the file, {target.features_per_stage} here."
             )
-        for line in differences(self.described, self.description):
+        for line in differences(self.source_description, self.target_description):
             message += f"\n{line}"
-        preset = self.described.get("preset") or preset_of(source)
-        if preset and preset != (self.description.get("preset") or preset_of(target)):
+        preset = self.source_description.get("preset") or preset_of(source)
+        if preset and preset != (self.target_description.get("preset") or preset_of(target)):
             message += f"\nThe file was trained with preset {preset}: set HYSPARK_PRESET={preset}."
         return message + "\nNothing was loaded."
 
@@ -251,13 +251,16 @@ def preset_of(sizes: EncoderSizes) -> str | None:
     return next((name for name, p in PRESETS.items() if p.features_per_stage[: len(widths)] == widths), None)
 
 
-def differences(described: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:
-    """A line for everything that two descriptions of networks say differently."""
-    keys = [key for key in description if key in described and _listed(described[key]) != _listed(description[key])]
+def differences(source: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
+    """Lists what two descriptions of networks disagree on, a line each.
+
+    Args:
+        source: description in the file.
+        target: description of this network; only its keys are compared.
+    """
+    keys = [key for key in target if key in source and _listed(source[key]) != _listed(target[key])]
     return [
-        f"differs: {key} is {described[key]} in the file, {description[key]} here"
-        for key in keys
-        if key not in NOT_COMPARED
+        f"differs: {key} is {source[key]} in the file, {target[key]} here" for key in keys if key not in NOT_COMPARED
     ]
 
 

@@ -21,7 +21,7 @@ from hyspark_nnunet.commands.installation_checks import (
     check_torchvision,
     check_trainers,
     check_variables,
-    described,
+    error_text,
     mend_torchvision,
 )
 
@@ -71,7 +71,7 @@ def examine(device: str | None = None, only: Sequence[str] | None = None, mend: 
         try:
             finding = all_checks[name]()
         except Exception as error:  # a check that breaks is a fault found, whatever it was
-            finding = Finding(name, "FAIL", described(error), "mend what fails above it first")
+            finding = Finding(name, "FAIL", error_text(error), "mend what fails above it first")
         if mend and name == "torchvision" and finding.status == "FAIL" and MEND_OPTION in finding.mend:
             print(finding, flush=True)
             finding = mend_torchvision()

@@ -83,7 +83,7 @@ def check_torch() -> Finding:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a library that torch needs is not there
-        return Finding("torch", "FAIL", described(error), "pip install --force-reinstall torch")
+        return Finding("torch", "FAIL", error_text(error), "pip install --force-reinstall torch")
 
     if torch.cuda.is_available():
         return Finding("torch", "ok", f"{torch.__version__}, {torch.cuda.get_device_name()}")
@@ -268,13 +268,13 @@ def _gradients(name: str, device: str, step: Callable[[], Any]) -> Finding:
         bad = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     except Exception as error:
         mend = "" if device == "cpu" else "hyspark_nnunet doctor --device cpu   # tells whether it is the device"
-        return Finding(name, "FAIL", f"on {device}, {described(error)}", mend)
+        return Finding(name, "FAIL", f"on {device}, {error_text(error)}", mend)
     if bad:
         return Finding(name, "FAIL", f"on {device}, {len(bad)} parameters without a finite gradient: {bad[0]}, ...")
     seconds = time.perf_counter() - start
     return Finding(name, "ok", f"{type(network).__name__}, forward and backward on {device}, {seconds:.1f} s")
 
 
-def described(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

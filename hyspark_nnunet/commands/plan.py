@@ -14,7 +14,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     preprocess,
 )
 
-from hyspark_nnunet.commands.plan_arguments import PREPROCESSOR
+from hyspark_nnunet.commands.plan_options import PREPROCESSOR
 from hyspark_nnunet.planning.like import plan_like, source_plans_of
 from hyspark_nnunet.planning.planner import HySparKPlanner
 

@@ -42,7 +42,7 @@ def probe_checkpoints(
     """
     torch.manual_seed(SEED)
     target = network_of_dataset(dataset, configuration, plans, "HySparKFinetuneTrainer", device)
-    probe = probe_of(target, configuration, n_cases)
+    probe = probe_of(target, configuration, max(1, n_cases))
     width = max(map(len, [RANDOM, *files]))
     for name, score in scores(target, probe, files, torch.device(device)):
         by_label = "  ".join(f"label {label} {dice:.4f}" for label, dice in score.items())

@@ -14,23 +14,23 @@ from typing import Any, ClassVar
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.recipe.fields import (
     A_DATASET,
+    ABOVE_ZERO_BELOW_ONE,
     ABOVE_ZERO_TO_ONE,
     ANYTHING,
     AT_LEAST_ONE,
     AUGMENTED,
-    BETWEEN,
     DEPTH,
     NNUNET,
     NO_AUGMENTATION,
     NOT_NEGATIVE,
     OURS,
     PAIRS,
-    PART,
     POSITIVE,
     PRESET_NAME,
     RELEASE,
     SEED,
-    SHARE,
+    ZERO_TO_BELOW_ONE,
+    ZERO_TO_ONE,
     checked_type,
     documented,
     is_optional,
@@ -108,13 +108,17 @@ class Recipe:
     )
     warmup_fraction: float = documented(
         0.4,
-        PART,
+        ZERO_TO_BELOW_ONE,
         unit="of the training",
         source=RELEASE,
         meaning="part of the training in which the learning rate rises",
     )
     oversample_foreground_percent: float = documented(
-        0.33, SHARE, unit="of a batch", source=NNUNET, meaning="part of a batch's patches that must hold foreground"
+        0.33,
+        ZERO_TO_ONE,
+        unit="of a batch",
+        source=NNUNET,
+        meaning="part of a batch's patches that must hold foreground",
     )
     input_channel_mapping: str | None = documented(
         None,
@@ -178,7 +182,7 @@ class PretrainRecipe(Recipe):
     )
     mask_ratio: float = documented(
         0.75,
-        BETWEEN,
+        ABOVE_ZERO_BELOW_ONE,
         unit="of the mask units",
         source=RELEASE,
         meaning="part of the patch that is hidden; the encoder needs a visible unit, the loss a hidden one",
@@ -259,7 +263,11 @@ class FinetuneRecipe(Recipe):
     kind: ClassVar[str] = "finetune"
 
     warmup_fraction: float = documented(
-        0.05, PART, unit="of the training", source=OURS, meaning="part of the training in which the learning rate rises"
+        0.05,
+        ZERO_TO_BELOW_ONE,
+        unit="of the training",
+        source=OURS,
+        meaning="part of the training in which the learning rate rises",
     )
     polynomial_exponent: float = documented(
         0.9, POSITIVE, unit="exponent", source=NNUNET, meaning="of the learning rate's decay after the warm-up"
@@ -281,7 +289,7 @@ class FinetuneRecipe(Recipe):
     )
     encoder_hold_factor: float = documented(
         0.0,
-        SHARE,
+        ZERO_TO_ONE,
         unit="of the learning rate",
         source=OURS,
         meaning="the encoder's part of the learning rate in its first encoder_hold_epochs; 0 freezes it",

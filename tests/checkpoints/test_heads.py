@@ -27,21 +27,21 @@ def test_as_nnunet_orders_them(labels: dict, names: list[str], are_regions: bool
         assert manager.foreground_regions == values
 
 
-def described(labels: list[str], regions: bool = False) -> dict:
+def description(labels: list[str], regions: bool = False) -> dict:
     return {"labels": labels, "regions": regions}
 
 
 def test_by_name_wherever_they_stand() -> None:
-    source, target = described(["background", "spleen", "liver"]), described(["background", "liver", "kidney"])
+    source, target = description(["background", "spleen", "liver"]), description(["background", "liver", "kidney"])
     heads, why = matching_heads(source, target, 3, 3)
     assert heads == {0: 0, 1: 2} and why == "labels not in the file: kidney"
 
 
 def test_regions_are_no_labels() -> None:
-    heads, why = matching_heads(described(["whole"], True), described(["whole"]), 1, 1)
+    heads, why = matching_heads(description(["whole"], True), description(["whole"]), 1, 1)
     assert heads == {} and why == "heads of regions in the file, of labels here"
 
 
-@pytest.mark.parametrize("source", [{}, described(["background"]), described(["a", "a"])])
+@pytest.mark.parametrize("source", [{}, description(["background"]), description(["a", "a"])])
 def test_files_that_do_not_name_their_labels(source: dict) -> None:
-    assert matching_heads(source, described(["a", "b"]), 2, 2) == ({}, "the file does not name its labels")
+    assert matching_heads(source, description(["a", "b"]), 2, 2) == ({}, "the file does not name its labels")

@@ -238,12 +238,12 @@ def test_kernels_that_would_be_truncated_are_refused(network) -> None:
 @pytest.mark.parametrize(("count", "named"), [(1, False), (3, False), (2, True)])
 def test_equal_channels_give_equal_features(pretrained, count: int, named: bool) -> None:
     """From one channel to several: the encoder answers an image given on all of them as before."""
-    described, description, mapping = {}, {}, None
+    source_description, target_description, mapping = {}, {}, None
     if named:
-        described, mapping = {"channel_names": {"0": "CT"}}, "T1=CT, T2=CT"
-        description = {"channel_names": {"0": "T1", "1": "T2"}}
+        source_description, mapping = {"channel_names": {"0": "CT"}}, "T1=CT, T2=CT"
+        target_description = {"channel_names": {"0": "T1", "1": "T2"}}
     network = HySparKUNet(**(ARGUMENTS | {"input_channels": count}), num_classes=3)
-    transfer_weights(network, pretrained.state_dict(), "file.pth", described, description, mapping)
+    transfer_weights(network, pretrained.state_dict(), "file.pth", source_description, target_description, mapping)
     image = torch.randn(1, 1, 8, 12, 8)
     features = network.encoder(image.expand(1, count, 8, 12, 8))
     for ours, theirs in zip(features, pretrained.encoder(image), strict=True):
@@ -263,10 +263,9 @@ def labelled(*labels: str) -> dict:
 
 
 def test_heads_come_label_by_label(network) -> None:
-    source = HySparKUNet(**ARGUMENTS, num_classes=3)
-    before, theirs = snapshot(network), source.state_dict()
-    described, description = labelled("background", "a", "b"), labelled("background", "b", "c")
-    report = transfer_weights(network, theirs, "file.pth", described, description)
+    before, theirs = snapshot(network), HySparKUNet(**ARGUMENTS, num_classes=3).state_dict()
+    source, target = labelled("background", "a", "b"), labelled("background", "b", "c")
+    report = transfer_weights(network, theirs, "file.pth", source, target)
     for name in (n for n in before if "seg_layers" in n):
         tensor = network.state_dict()[name]
         assert torch.equal(tensor[:2], theirs[name][[0, 2]]) and torch.equal(tensor[2], before[name][2])

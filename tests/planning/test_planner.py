@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.architectures.from_plans import PRESETS
 from hyspark_nnunet.cli import main
-from hyspark_nnunet.commands import plan_arguments
+from hyspark_nnunet.commands import plan_options
 from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.planning.like import plan_like, source_plans_of
 from hyspark_nnunet.planning.memory import GIB
@@ -106,7 +106,7 @@ def test_small_data_sets_have_small_batches_and_keep_the_whole_image(folders: Pa
 
 
 def test_the_commands_offer_the_presets() -> None:
-    assert set(plan_arguments.PRESETS) == set(PRESETS) == set(MEMORY_TARGET) == set(PLANS_NAME)
+    assert set(plan_options.PRESETS) == set(PRESETS) == set(MEMORY_TARGET) == set(PLANS_NAME)
 
 
 def test_nothing_fits(folders: Path) -> None:

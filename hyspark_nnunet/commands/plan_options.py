@@ -7,7 +7,7 @@ PRESETS = ("S", "B", "L")
 PREPROCESSOR = "DefaultPreprocessor"
 
 
-def add_planning(commands: Any) -> list[argparse.ArgumentParser]:
+def add_plan_commands(commands: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """Adds ``plan`` and ``plan_and_preprocess``; the caller sets what runs them."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("-d", nargs="+", type=int, required=True, metavar="ID", help="data sets")
@@ -37,7 +37,6 @@ def add_planning(commands: Any) -> list[argparse.ArgumentParser]:
         description="Writes plans that name HySparKUNet, patch and batch sizes chosen for its memory in pre-training "
         "and fine-tuning; extracts the fingerprint where it is missing.",
     )
-    plan.set_defaults(planning="plan")
     both = commands.add_parser(
         "plan_and_preprocess",
         parents=[shared],
@@ -49,5 +48,4 @@ def add_planning(commands: Any) -> list[argparse.ArgumentParser]:
         "-c", nargs="+", default=["2d", "3d_fullres", "3d_lowres"], help="configurations (default: %(default)s)"
     )
     both.add_argument("-np", type=int, nargs="+", help="processes: one number, or one per configuration")
-    both.set_defaults(planning="plan_and_preprocess")
-    return [plan, both]
+    return plan, both
