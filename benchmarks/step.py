@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measuring import PeakMemory, Phases, Timing, in_turn, machine, matrix_throughput, now, table, write_csv
 from benchmarks.plain_network import PlainNetwork
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
-from hyspark_nnunet.architectures.from_plans import PRESETS, decoder_width
+from hyspark_nnunet.architectures.from_plans import decoder_width
+from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible
 from hyspark_nnunet.training.loss import reconstruction_loss

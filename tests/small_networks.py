@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS
 
 
 def cubic(n_stages: int) -> dict[str, Any]:

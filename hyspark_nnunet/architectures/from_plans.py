@@ -1,7 +1,6 @@
 """From an nnU-Net plan to the networks."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import prod
 from pydoc import locate
 from typing import Any, cast
@@ -11,47 +10,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from hyspark_nnunet.architectures.masked_autoencoder import HySparKMaskedAutoencoder
+from hyspark_nnunet.architectures.plan_arguments import per_axis
+from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.architectures.unet import HySparKUNet
 
 MAX_STRIDE = 16
 MAX_STAGES = 5
 OWN_ARCHITECTURE = "hyspark_nnunet.architectures.HySparKUNet"
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Sizes of the networks; a network of n stages takes the first n entries of each list.
-
-    Args:
-        features_per_stage: channels of the stages.
-        n_blocks_per_stage: MedNeXt blocks of the stages.
-        expansion_per_stage: expansions of the MedNeXt blocks.
-        vit_n_blocks: transformer blocks.
-        finest_width: channels of the reconstruction decoder at full resolution.
-    """
-
-    features_per_stage: tuple[int, ...]
-    n_blocks_per_stage: tuple[int, ...]
-    expansion_per_stage: tuple[int, ...]
-    vit_n_blocks: int
-    finest_width: int
-
-    def encoder_sizes(self, n_stages: int) -> dict[str, Any]:
-        """Sizes of an encoder of n stages, the last stage with one block and expansion 2."""
-        return {
-            "features_per_stage": self.features_per_stage[:n_stages],
-            "n_blocks_per_stage": (*self.n_blocks_per_stage[: n_stages - 1], 1),
-            "expansion_per_stage": (*self.expansion_per_stage[: n_stages - 1], 2),
-            "vit_n_blocks": self.vit_n_blocks,
-        }
-
-
-PRESETS: Mapping[str, Preset] = {
-    "S": Preset((16, 32, 64, 128, 192), (1, 1, 2, 2, 1), (2, 3, 3, 3, 2), 2, 24),
-    # HySparK-B of the release
-    "B": Preset((32, 64, 128, 256, 384), (1, 1, 3, 3, 1), (2, 4, 4, 4, 2), 3, 48),
-    "L": Preset((48, 96, 192, 384, 576), (1, 2, 4, 4, 1), (2, 4, 4, 4, 2), 6, 48),
-}
 
 
 def n_stages_taken(strides: Sequence[Sequence[int]]) -> int:
@@ -120,8 +85,9 @@ def encoder_arguments(configuration: ConfigurationManager, preset: str) -> dict[
         names = ["n_stages", "features_per_stage", "kernel_sizes", "strides", "n_blocks_per_stage"]
         names += ["expansion_per_stage", "vit_n_blocks", "vit_num_heads"]
         return {"conv_op": conv_op, **{name: plan[name] for name in names if name in plan}}
-    strides = [_per_axis(s, conv_op) for s in plan["strides"]]
-    kernel_sizes = [_per_axis(k, conv_op) for k in plan["kernel_sizes"]]
+    dims = 2 if conv_op is nn.Conv2d else 3
+    strides = [per_axis(s, dims) for s in plan["strides"]]
+    kernel_sizes = [per_axis(k, dims) for k in plan["kernel_sizes"]]
     n = n_stages_taken(strides)
     return {
         "conv_op": conv_op,
@@ -191,9 +157,3 @@ def segmentation_network(
         deep_supervision=deep_supervision,
         **encoder_arguments(configuration, preset),
     )
-
-
-def _per_axis(value: int | Sequence[int], conv_op: type[nn.Module]) -> tuple[int, ...]:
-    """nnU-Net's plans give one number for all axes or one per axis."""
-    dims = 2 if conv_op is nn.Conv2d else 3
-    return (value,) * dims if isinstance(value, int) else tuple(value)

@@ -1,4 +1,4 @@
-"""Checks of plan-shaped arguments that both networks share."""
+"""Plan-shaped arguments that both networks share: their form, and checks of them."""
 
 from collections.abc import Sequence
 
@@ -19,3 +19,8 @@ def check_dimensions(
         for stage, value in enumerate(values):
             if len(value) != dims:
                 raise ValueError(f"{name}[{stage}] is {tuple(value)}, but {conv_op.__name__} has {dims} axes")
+
+
+def per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """A stride or kernel size per axis: nnU-Net's plans give one number for all axes or one per axis."""
+    return (value,) * dims if isinstance(value, int) else tuple(value)

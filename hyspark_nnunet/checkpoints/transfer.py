@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.checkpoints.adaptation import adapt_kernel, adapt_stem, adapt_upsampling
 from hyspark_nnunet.checkpoints.correspondence import group_of, is_required, source_name
 from hyspark_nnunet.checkpoints.heads import matching_heads

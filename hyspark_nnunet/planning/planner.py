@@ -9,7 +9,8 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, PRESETS, encoder_arguments
+from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
+from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.planning.memory import CUDA_RESERVE, GIB
 from hyspark_nnunet.planning.step_memory import StepMemory, finetuning_memory, pretraining_memory
 

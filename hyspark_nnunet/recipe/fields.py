@@ -6,7 +6,7 @@ from dataclasses import Field, dataclass
 from types import NoneType
 from typing import Any, get_args
 
-from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.building_blocks.recomputation import DEPTHS
 
 PREFIX = "HYSPARK_"

@@ -8,7 +8,7 @@ import pytest
 import safetensors
 import torch
 
-from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.checkpoints.reference import reference_form, to_reference
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically
 from hyspark_nnunet.cli import main

@@ -12,7 +12,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.architectures import HySparKUNet
-from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.cli import main
 from hyspark_nnunet.commands import plan_options
 from hyspark_nnunet.masking import mask_grid, unit_size

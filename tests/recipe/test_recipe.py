@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from hyspark_nnunet.architectures.from_plans import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.recipe.fields import recipe_fields, variable_name
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe, recipe_table_markdown, save_recipe
 from hyspark_nnunet.recipe.sources import OTHER_VARIABLES, resolve_recipe
