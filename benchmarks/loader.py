@@ -67,7 +67,7 @@ def measure(patch: Sequence[int], patches: int) -> list[dict[str, Any]]:
             "patch": "x".join(map(str, patch)),
             "ms per patch": f"{1000 * taken:.1f}",
             "patches/s": f"{1 / taken:.1f}",
-            "times as fast": f"{first / taken:.2f}",
+            "speed-up": f"{first / taken:.2f}",
         }
         for name, taken in seconds.items()
     ]

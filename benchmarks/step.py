@@ -90,8 +90,8 @@ class Variant:
     compiled: bool = False
 
 
-PLAIN = Variant("dense times mask", plain=True)
-PLAIN_KEPT = Variant("dense times mask, memory kept", plain=True, keep_memory=True)
+PLAIN = Variant("dense baseline", plain=True)
+PLAIN_KEPT = Variant("dense baseline, freed memory kept", plain=True, keep_memory=True)
 LADDER = [
     PLAIN,
     Variant("channels-last", visible_blocks=False),
@@ -100,7 +100,7 @@ LADDER = [
     Variant("+ light checkpointing", merge=True, recompute="light"),
 ]
 ON_CPU = Variant("+ freed memory kept", merge=True, recompute="light", keep_memory=True)
-FULL = Variant("the same, full checkpointing", merge=True, recompute="full", keep_memory=True)
+FULL = Variant("full instead of light checkpointing", merge=True, recompute="full", keep_memory=True)
 ON_CUDA = Variant("+ torch.compile", merge=True, recompute="light", compiled=True)
 
 
@@ -252,9 +252,9 @@ def compare(case: Case, variants: Sequence[Variant], rounds: int) -> list[dict[s
             row = _row(case, name, timings[name], timings[first], worker.ask("operations"))
             row |= {
                 "memory [GB]": f"{peaks[name] / 1e9:.2f}",
-                "of its memory": f"{peaks[name] / peaks[first]:.2f}",
-                "loss differs by": f"{abs(losses[name] / losses[first] - 1):.0e}",
-                "gradient by": f"{difference:.0e}",
+                "relative memory": f"{peaks[name] / peaks[first]:.2f}",
+                "loss difference": f"{abs(losses[name] / losses[first] - 1):.0e}",
+                "gradient difference": f"{difference:.0e}",
             }
             rows.append(row)
             worker.close()
@@ -274,7 +274,7 @@ def _row(case: Case, name: str, timing: Timing, base: Timing, operations: int) -
         "backward [s]": f"{timing.backward:.3f}",
         "total [s]": f"{timing.total:.3f}",
         "spread": f"{timing.spread:.0%}",
-        "times as fast": f"{base.total / timing.total:.2f}",
+        "speed-up": f"{base.total / timing.total:.2f}",
         "patches/s": f"{case.batch_size / timing.total:.3g}",
         "TFLOP": f"{operations / 1e12:.3f}",
         "GFLOP/s": f"{operations / timing.total / 1e9:.0f}",
@@ -294,8 +294,8 @@ def growth(case: Case, variant: Variant, rounds: int) -> list[dict[str, Any]]:
         row["times the volume"] = prod(size) // prod(case.shape.patch)
         rows.append(row)
     for row in rows:
-        row["times as fast"] = f"{float(rows[0]['total [s]']) / float(row['total [s]']):.2f}"
-        row["of its memory"] = f"{float(row['memory [GB]']) / float(rows[0]['memory [GB]']):.2f}"
+        row["speed-up"] = f"{float(rows[0]['total [s]']) / float(row['total [s]']):.2f}"
+        row["relative memory"] = f"{float(row['memory [GB]']) / float(rows[0]['memory [GB]']):.2f}"
     return rows
 
 
@@ -312,7 +312,7 @@ def measure(part: str, device: str, rounds: int, preset: str) -> list[dict[str, 
     """The rows of one part."""
     if device == "cuda" and part == "allocator":
         return []
-    best = replace(ON_CPU if device == "cpu" else LADDER[-1], name="visible blocks, everything on")
+    best = replace(ON_CPU if device == "cpu" else LADDER[-1], name="visible blocks, all optimisations")
     more = [ON_CPU, FULL] if device == "cpu" else [ON_CUDA]
     pair = [PLAIN, best]
 
@@ -365,7 +365,7 @@ def main() -> None:
         if not rows:
             continue
         for row in rows:
-            row["share of a convolution's speed"] = f"{float(row['GFLOP/s']) * 1e9 / bound:.0%}"
+            row["of a convolution's FLOP/s"] = f"{float(row['GFLOP/s']) * 1e9 / bound:.0%}"
         print(f"\n{part}\n{table(rows)}", flush=True)
         write_csv(RESULTS / f"step_{arguments.device}_{part}.csv", rows)
 

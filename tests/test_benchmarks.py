@@ -35,7 +35,7 @@ def test_every_variant_of_the_step_agrees() -> None:
     case = Case(isotropic((32, 32, 32), n_stages=4), preset="S", batch_size=2)
     rows = compare(case, LADDER, rounds=1)
     assert [row["variant"] for row in rows] == [variant.name for variant in LADDER]
-    assert all(float(row["loss differs by"]) < 1e-5 for row in rows)
+    assert all(float(row["loss difference"]) < 1e-5 for row in rows)
     assert all(float(row["total [s]"]) > 0 and float(row["memory [GB]"]) > 0 for row in rows)
     # visible blocks and merging save operations, the dropped branch costs some
     operations = [float(row["TFLOP"]) for row in rows]
