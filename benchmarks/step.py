@@ -1,12 +1,12 @@
-"""Time and memory of a pre-training step: the plain way, visible blocks, and each further rewrite in turn.
+"""Time and memory of a pre-training step: the dense baseline, visible blocks, and each further change in turn.
 
     python -m benchmarks.step                        # everything: about an hour on two CPU cores
     python -m benchmarks.step --only encoder step    # some of its parts
     python -m benchmarks.step --device cuda          # with autocast and torch.compile as further variants
 
-Prints tables and writes benchmarks/results/step_DEVICE_PART.csv. Ratios are to the plain way (see
-``benchmarks.plain_network``). The variants run in turn, in each round once; each lives in a process of its own, because
-the C library's treatment of memory is a property of a process, and so is its peak.
+Prints tables and writes benchmarks/results/step_DEVICE_PART.csv. Ratios are to the dense baseline (see
+``benchmarks.dense_baseline``). The variants take turns, one run per round. Each has a process of its own, because the
+C library's treatment of memory belongs to a process, and so does its peak.
 """
 
 import argparse
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.dense_baseline import DenseBaseline
 from benchmarks.measuring import PeakMemory, Phases, Timing, in_turn, machine, matrix_throughput, now, table, write_csv
-from benchmarks.plain_network import PlainNetwork
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.architectures.from_plans import decoder_width
 from hyspark_nnunet.architectures.presets import PRESETS
@@ -73,8 +73,8 @@ class Variant:
 
     Attributes:
         name: in tables.
-        plain: the plain way, channels-first, layer by layer.
-        visible_blocks: False: dense and masked, channels-last.
+        dense: the dense baseline.
+        channels_last: the dense baseline in torch's channels-last memory format.
         merge: the decoder's merged upsampling.
         recompute: activation checkpointing.
         keep_memory: glibc keeps freed memory (CPU).
@@ -82,19 +82,19 @@ class Variant:
     """
 
     name: str
-    plain: bool = False
-    visible_blocks: bool = True
+    dense: bool = False
+    channels_last: bool = False
     merge: bool = False
     recompute: str = "none"
     keep_memory: bool = False
     compiled: bool = False
 
 
-PLAIN = Variant("dense baseline", plain=True)
-PLAIN_KEPT = Variant("dense baseline, freed memory kept", plain=True, keep_memory=True)
+DENSE = Variant("dense baseline", dense=True)
+DENSE_KEPT = Variant("dense baseline, freed memory kept", dense=True, keep_memory=True)
 LADDER = [
-    PLAIN,
-    Variant("channels-last", visible_blocks=False),
+    DENSE,
+    Variant("channels-last", dense=True, channels_last=True),
     Variant("visible blocks"),
     Variant("+ merged upsampling", merge=True),
     Variant("+ light checkpointing", merge=True, recompute="light"),
@@ -150,10 +150,13 @@ class Step:
         set_recomputation(self.network, variant.recompute)
         for level in self.network.decoder.levels:
             level.merge = None if variant.merge else False
-        self.plain = PlainNetwork(self.network).to(self.device) if variant.plain else None
+        self.dense = DenseBaseline(self.network).to(self.device) if variant.dense else None
         if variant.compiled:
             self.network.compile()
         self.image, self.visible, self.num_visible = case.batch(self.network)
+        if variant.channels_last:
+            self.network.to(memory_format=torch.channels_last_3d)
+            self.image = self.image.contiguous(memory_format=torch.channels_last_3d)
         self.compute = self._encode if case.encoder_only else self._loss
 
     def _autocast(self) -> Any:
@@ -163,21 +166,19 @@ class Step:
     def _encode(self) -> Tensor:
         """Sum of the squared features: hidden ones are zero where they are stored at all."""
         with self._autocast():
-            if self.plain is not None:
-                features = self.plain.features(self.image, self.visible)
+            if self.dense is not None:
+                features = self.dense.features(self.image, self.visible)
             else:
-                found = self.network.encoder.features(
-                    self.image, self.visible, self.num_visible, self.variant.visible_blocks
-                )
+                found = self.network.encoder.features(self.image, self.visible, self.num_visible)
                 features = [feature.field for feature in found]
         return sum((f.float().square().sum() for f in features), self.image.new_zeros(()))
 
     def _loss(self) -> Tensor:
         with self._autocast():
-            if self.plain is not None:
-                reconstruction = self.plain(self.image, self.visible)
+            if self.dense is not None:
+                reconstruction = self.dense(self.image, self.visible)
             else:
-                reconstruction = self.network(self.image, self.visible, self.num_visible, self.variant.visible_blocks)
+                reconstruction = self.network(self.image, self.visible, self.num_visible)
         return reconstruction_loss(reconstruction, self.image, self.visible)
 
     def run(self) -> Phases:
@@ -314,7 +315,7 @@ def measure(part: str, device: str, rounds: int, preset: str) -> list[dict[str, 
         return []
     best = replace(ON_CPU if device == "cpu" else LADDER[-1], name="visible blocks, all optimisations")
     more = [ON_CPU, FULL] if device == "cpu" else [ON_CUDA]
-    pair = [PLAIN, best]
+    pair = [DENSE, best]
 
     def case(shape: Shape, **changes: Any) -> Case:
         return Case(shape, device=device, preset=preset, **changes)
@@ -327,7 +328,7 @@ def measure(part: str, device: str, rounds: int, preset: str) -> list[dict[str, 
         return compare(case(CUBE), [*LADDER, *more], rounds)
     if part == "allocator":
         # both with glibc keeping memory: what the rest is worth
-        kept = [PLAIN_KEPT, ON_CPU]
+        kept = [DENSE_KEPT, ON_CPU]
         return [row for only in (True, False) for row in compare(case(CUBE, encoder_only=only), kept, rounds)]
     if part == "presets":
         return [row for name in PRESETS for row in _preset_row(Case(CUBE, device=device, preset=name), best, rounds)]

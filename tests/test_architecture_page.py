@@ -77,7 +77,7 @@ def test_the_shapes_are_those_of_a_forward_pass() -> None:
     image, visible = torch.zeros(2, 1, *patch), sample_visible(2, grid, 0.75)
     with torch.no_grad():
         features = network.encoder.features(image, visible)
-        skips = network.densify(features[:0:-1], visible)
+        skips = network.densify(features[:0:-1])
         rebuilt = network.decoder(skips)
         layout = features[0].layout
         computed = {"batch": image, "mask": visible, "visible blocks": layout.enter(image)}

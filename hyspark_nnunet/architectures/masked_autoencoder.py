@@ -67,20 +67,13 @@ class HySparKMaskedAutoencoder(nn.Module):
         channels = self.encoder.output_channels[:0:-1]
         self.densify = Densify(channels, decoder_width, list(kernel_sizes)[:0:-1])
 
-    def forward(
-        self,
-        image: Tensor,
-        visible: Tensor | None = None,
-        num_visible: int | None = None,
-        visible_blocks: bool = True,
-    ) -> Tensor:
+    def forward(self, image: Tensor, visible: Tensor | None = None, num_visible: int | None = None) -> Tensor:
         """Rebuilds an image from its visible mask units.
 
         Args:
             image: (B, input_channels, *spatial).
             visible: BoolTensor (B, 1, *grid), True = kept, equally many per sample.
             num_visible: visible units of each sample, where known: then nothing waits for the device.
-            visible_blocks: False: the plain way, dense convolutions and a mask, for comparison.
 
         Returns:
             reconstruction (B, input_channels, *spatial), each mask unit standardised (see ``reconstruction_loss``).
@@ -93,6 +86,6 @@ class HySparKMaskedAutoencoder(nn.Module):
                 "HySparKMaskedAutoencoder needs a mask: it rebuilds images and segments nothing. To predict, fine-tune "
                 "it first with -tr HySparKFinetuneTrainer -pretrained_weights"
             )
-        features = self.encoder.features(image, visible, num_visible, visible_blocks)
+        features = self.encoder.features(image, visible, num_visible)
         # the finest feature is left out: the decoder ends at full resolution without a skip
-        return self.decoder(self.densify(features[:0:-1], visible))
+        return self.decoder(self.densify(features[:0:-1]))

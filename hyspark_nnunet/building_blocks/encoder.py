@@ -5,33 +5,16 @@ visible)`` the sparse one of pre-training. Same parameters, same keys.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hyspark_nnunet.building_blocks.layouts import (
-    DenseLayout,
-    MaskedDenseLayout,
-    VisibleBlocksLayout,
-    VisibleUnits,
-)
+from hyspark_nnunet.building_blocks.layouts import DenseLayout, Feature, visible_blocks
 from hyspark_nnunet.building_blocks.mednext import LayoutConvolution, MedNeXtBlock
 from hyspark_nnunet.building_blocks.transformer import VisionTransformer, sincos_positions
 from hyspark_nnunet.masking import mask_grid, unit_size
 
 HEAD_SIZE = 32
-
-
-class Feature(NamedTuple):
-    """A feature map in the layout it was computed in."""
-
-    field: Tensor
-    layout: DenseLayout
-
-    def image(self) -> Tensor:
-        """(B, C, *spatial); zero where hidden."""
-        return self.layout.leave(self.field)
 
 
 class EncoderStage(nn.Module):
@@ -148,21 +131,18 @@ class HybridEncoder(nn.Module):
         """
         return [feature.image() for feature in self.features(image, visible)]
 
-    def features(
-        self, image: Tensor, visible: Tensor | None = None, num_visible: int | None = None, visible_blocks: bool = True
-    ) -> list[Feature]:
+    def features(self, image: Tensor, visible: Tensor | None = None, num_visible: int | None = None) -> list[Feature]:
         """The n features in the layout they are computed in.
 
         Args:
             image: as in ``forward``.
             visible: as in ``forward``.
             num_visible: visible units of each sample, where known: then nothing waits for the device.
-            visible_blocks: False: the plain way, dense convolutions and a mask, for comparison.
 
         Raises:
             ValueError: see ``forward``.
         """
-        layout = self._first_layout(image, visible, num_visible, visible_blocks)
+        layout = self._first_layout(image, visible, num_visible)
         # a dense field runs through the same code; only its layout differs
         field = self.stem(layout.enter(image), layout)
         features = []
@@ -174,21 +154,11 @@ class HybridEncoder(nn.Module):
         features.append(Feature(self._transform(field, layout, image.shape[2:]), layout))
         return features
 
-    def _first_layout(
-        self, image: Tensor, visible: Tensor | None, num_visible: int | None, visible_blocks: bool
-    ) -> DenseLayout:
-        spatial = tuple(image.shape[2:])
-        grid = mask_grid(spatial, self.unit)
+    def _first_layout(self, image: Tensor, visible: Tensor | None, num_visible: int | None) -> DenseLayout:
         if visible is None:
-            return DenseLayout(spatial)
-        if tuple(visible.shape) != (len(image), 1, *grid):
-            raise ValueError(
-                f"the mask has shape {tuple(visible.shape)}, but an image of shape {tuple(image.shape)} with mask "
-                f"units of {self.unit} voxels needs {(len(image), 1, *grid)}"
-            )
-        if visible_blocks:
-            return VisibleBlocksLayout(VisibleUnits(visible, num_visible), self.unit)
-        return MaskedDenseLayout(visible, self.unit)
+            mask_grid(image.shape[2:], self.unit)  # checks the size
+            return DenseLayout(image.shape[2:])
+        return visible_blocks(image, visible, self.unit, num_visible)
 
     def _transform(self, field: Tensor, layout: DenseLayout, spatial: torch.Size) -> Tensor:
         grid = [n // u for n, u in zip(spatial, self.unit, strict=True)]

@@ -1,31 +1,30 @@
-"""What "sparse" means: three ways to lay a batch out in memory, with the operations that look beyond one voxel.
+"""Two ways to lay out a batch in memory, with the operations that look beyond one voxel.
 
-Everything in the encoder but the spatial convolutions, the pooling and the attention is point-wise. A layout supplies
-those three, so that one encoder serves all. Fields (activations) are channels-last: LayerNorm and the 1^3
-convolutions are then plain operations on rows, and convolutions see torch's ``channels_last`` memory format.
+Everything in an encoder except spatial convolutions, pooling and attention is point-wise. A layout supplies these
+three, so that one encoder serves fine-tuning and pre-training. Fields (activations) are channels-last: LayerNorm and
+1^3 convolutions are then plain operations on rows, and convolutions see torch's ``channels_last`` memory format.
 
-========================  =========================  ==================================================================
+========================  =========================  =================================================================
 layout                    shape of a field           used for
-========================  =========================  ==================================================================
+========================  =========================  =================================================================
 ``DenseLayout``           (B, *spatial, C)           fine-tuning and inference: no mask
 ``VisibleBlocksLayout``   (B * V, *block, C)         pre-training: only visible mask units are stored and computed
-``MaskedDenseLayout``     (B, *spatial, C)           the plain way, "dense times mask": the reference of tests and
-                                                     benchmarks
-========================  =========================  ==================================================================
+========================  =========================  =================================================================
 
-With a mask: a hidden voxel counts as zero for every convolution that looks at it. All strides divide the mask unit, so
-pooling never mixes visible and hidden voxels, and in the layout of visible blocks no masking is left to do: what is
-hidden is never read. Source: SparK (arXiv 2301.03580), section 3.2.
+With a mask, every convolution sees hidden voxels as zero. All strides divide the mask unit, so pooling never mixes
+visible and hidden voxels, and visible blocks need no masking: hidden voxels are never read.
+Source: SparK (arXiv 2301.03580), section 3.2.
 """
 
 from collections.abc import Sequence
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hyspark_nnunet.masking import view_at
+from hyspark_nnunet.masking import mask_grid
 
 CONVOLUTION = {2: F.conv2d, 3: F.conv3d}
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
@@ -59,20 +58,14 @@ class DenseLayout:
         """The image (B, C, *spatial) of a field."""
         return to_channels_first(field)
 
-    def hide(self, field: Tensor) -> Tensor:
-        """The field with hidden voxels at zero, where the layout stores hidden voxels."""
-        return field
-
     def prepare(self, kernel: Sequence[int]) -> None:
         """Computes what ``convolve`` needs for a kernel, once for all convolutions."""
 
     def convolve(self, field: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
         """A convolution of odd kernel and stride 1 that keeps the size; weight (C_out, C_in / groups, *kernel)."""
         padding = [k // 2 for k in weight.shape[2:]]
-        image = to_channels_first(self.hide(field))
-        return self.hide(
-            to_channels_last(CONVOLUTION[len(padding)](image, weight, bias, padding=padding, groups=groups))
-        )
+        image = to_channels_first(field)
+        return to_channels_last(CONVOLUTION[len(padding)](image, weight, bias, padding=padding, groups=groups))
 
     def pool(self, field: Tensor, stride: Sequence[int]) -> Tensor:
         """Max pooling, window = stride; the result belongs to ``coarser(stride)``."""
@@ -99,44 +92,6 @@ class DenseLayout:
     def from_tokens(self, tokens: Tensor) -> Tensor:
         """The field of tokens (B, T, C)."""
         return tokens.unflatten(1, self.spatial)
-
-
-class MaskedDenseLayout(DenseLayout):
-    """The whole volume, hidden voxels set to zero after every operation that could change them.
-
-    By selection, not by a product: a hidden NaN times zero would be NaN.
-
-    Args:
-        visible: BoolTensor (B, 1, *grid), True = kept.
-        block: voxels of a mask unit per axis at this stage.
-    """
-
-    def __init__(self, visible: Tensor, block: Sequence[int]) -> None:
-        super().__init__([g * b for g, b in zip(visible.shape[2:], block, strict=True)])
-        self.visible, self.block = visible, tuple(block)
-        self.mask = view_at(visible, block).movedim(1, -1)
-
-    def enter(self, image: Tensor) -> Tensor:
-        return self.hide(to_channels_last(image))
-
-    def leave(self, field: Tensor) -> Tensor:
-        return to_channels_first(self.hide(field))
-
-    def hide(self, field: Tensor) -> Tensor:
-        return torch.where(self.mask, field, field.new_zeros(()))
-
-    def coarser(self, stride: Sequence[int]) -> "MaskedDenseLayout":
-        return MaskedDenseLayout(self.visible, [b // s for b, s in zip(self.block, stride, strict=True)])
-
-    def tokens(self, field: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        visible = self.visible.flatten(1)
-        tokens = field.flatten(1, -2)[visible].unflatten(0, (len(field), -1))
-        return tokens, positions.expand(len(field), -1, -1)[visible].view_as(tokens)
-
-    def from_tokens(self, tokens: Tensor) -> Tensor:
-        field = tokens.new_zeros(tokens.shape[0], prod(self.spatial), tokens.shape[-1])
-        field[self.visible.flatten(1)] = tokens.flatten(0, 1)
-        return field.unflatten(1, self.spatial)
 
 
 class VisibleUnits:
@@ -252,6 +207,40 @@ class VisibleBlocksLayout(DenseLayout):
         # one row of zeros behind the last: what hidden and outside voxels are read as
         rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
         return rows.index_select(0, self._halo_index[kernel]).view(len(field), *size, rows.shape[1])
+
+
+class Feature(NamedTuple):
+    """A feature map in the layout it was computed in."""
+
+    field: Tensor
+    layout: DenseLayout
+
+    def image(self) -> Tensor:
+        """(B, C, *spatial); zero where hidden."""
+        return self.layout.leave(self.field)
+
+
+def visible_blocks(
+    image: Tensor, visible: Tensor, unit: Sequence[int], num_visible: int | None = None
+) -> VisibleBlocksLayout:
+    """The layout of an image's visible mask units.
+
+    Args:
+        image: (B, C, *spatial).
+        visible: BoolTensor (B, 1, *grid), True = kept, equally many per sample.
+        unit: voxels of a mask unit per axis.
+        num_visible: visible units of each sample, where known: then nothing waits for the device.
+
+    Raises:
+        ValueError: the image is not a whole number of mask units, or the mask does not fit it.
+    """
+    grid = mask_grid(image.shape[2:], unit)
+    if tuple(visible.shape) != (len(image), 1, *grid):
+        raise ValueError(
+            f"the mask has shape {tuple(visible.shape)}, but an image of shape {tuple(image.shape)} with mask units of "
+            f"{tuple(unit)} voxels needs {(len(image), 1, *grid)}"
+        )
+    return VisibleBlocksLayout(VisibleUnits(visible, num_visible), unit)
 
 
 def to_units(field: Tensor, block: Sequence[int]) -> Tensor:

@@ -3,16 +3,15 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hyspark_nnunet.building_blocks.encoder import Feature
-from hyspark_nnunet.building_blocks.layouts import DenseLayout, VisibleBlocksLayout, to_channels_first
+from hyspark_nnunet.building_blocks.layouts import Feature, VisibleBlocksLayout, to_channels_first
 from hyspark_nnunet.building_blocks.mednext import convolution_class
 from hyspark_nnunet.building_blocks.merged_upsampling import MergedUpsampling
 from hyspark_nnunet.building_blocks.recomputation import Recomputing
-from hyspark_nnunet.masking import view_at
 
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -46,20 +45,17 @@ class Densify(Recomputing):
         for token in self.mask_tokens:
             nn.init.trunc_normal_(token, std=0.02)
 
-    def forward(self, features: Sequence[Feature], visible: Tensor) -> list[Tensor]:
-        """Dense skips (B, width / 2^k, *spatial_k) of features, both coarse to fine."""
+    def forward(self, features: Sequence[Feature]) -> list[Tensor]:
+        """Dense skips (B, width / 2^k, *spatial_k) of features of visible blocks, both coarse to fine."""
         skips = []
         for feature, token, projection in zip(features, self.mask_tokens, self.projections, strict=True):
-            fill = partial(self._fill, layout=feature.layout, visible=visible)
-            skips.append(self.light(lambda f, t, p=projection, fill=fill: p(fill(f, t)), feature.field, token))
+            layout = cast(VisibleBlocksLayout, feature.layout)
+            skips.append(self.light(partial(_fill_and_project, layout, projection), feature.field, token))
         return skips
 
-    @staticmethod
-    def _fill(field: Tensor, token: Tensor, layout: DenseLayout, visible: Tensor) -> Tensor:
-        if isinstance(layout, VisibleBlocksLayout):
-            return to_channels_first(layout.scatter(field, token.flatten()))
-        mask = view_at(visible, [n // g for n, g in zip(layout.spatial, visible.shape[2:], strict=True)])
-        return torch.where(mask, to_channels_first(field), token.to(field.dtype))
+
+def _fill_and_project(layout: VisibleBlocksLayout, projection: nn.Module, field: Tensor, token: Tensor) -> Tensor:
+    return projection(to_channels_first(layout.scatter(field, token.flatten())))
 
 
 class ConvNormReLU(nn.Sequential):

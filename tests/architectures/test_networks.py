@@ -5,6 +5,7 @@ import torch
 from dynamic_network_architectures.architectures.abstract_arch import test_submodules_loadable as check_keys
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from benchmarks.dense_baseline import DenseBaseline
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
 from hyspark_nnunet.masking import mask_grid, sample_visible
 from hyspark_nnunet.training.loss import reconstruction_loss
@@ -32,11 +33,21 @@ def test_every_parameter_gets_a_gradient(geometry) -> None:
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
-def test_visible_blocks_equal_dense_times_mask_to_the_loss(geometry) -> None:
-    network = make_autoencoder(geometry).double()
+@pytest.mark.parametrize("vit_n_blocks", [2, 0])
+def test_loss_and_gradients_equal_the_dense_baseline(geometry, vit_n_blocks: int) -> None:
+    network = make_autoencoder(geometry, vit_n_blocks=vit_n_blocks).double()
     image, visible = make_batch(geometry, network, torch.float64)
-    losses = [reconstruction_loss(network(image, visible, visible_blocks=way), image, visible) for way in (True, False)]
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-10)
+    losses, gradients = [], []
+    for way in (network, DenseBaseline(network).double()):
+        network.zero_grad()
+        loss = reconstruction_loss(way(image, visible), image, visible)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    for (name, _), a, b in zip(network.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9, msg=name)
+    assert any(name.startswith("encoder.vit.blocks") for name in network.state_dict()) == (vit_n_blocks > 0)
 
 
 def test_hidden_voxels_do_not_reach_the_reconstruction(geometry) -> None:
@@ -48,16 +59,6 @@ def test_hidden_voxels_do_not_reach_the_reconstruction(geometry) -> None:
         mask = mask.repeat_interleave(width, axis + 2)
     changed = torch.where(mask, image, torch.tensor(float("nan")))
     assert torch.equal(network(image, visible), network(changed, visible))
-
-
-def test_a_network_without_transformer_blocks(geometry) -> None:
-    network = make_autoencoder(geometry, vit_n_blocks=0).double()
-    image, visible = make_batch(geometry, network, torch.float64)
-    losses = [reconstruction_loss(network(image, visible, visible_blocks=way), image, visible) for way in (True, False)]
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=1e-10)
-    losses[0].backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None] == []
-    assert not any(name.startswith("encoder.vit.blocks") for name in network.state_dict())
 
 
 def test_projection_is_left_out_where_the_widths_agree(geometry) -> None:

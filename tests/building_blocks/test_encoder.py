@@ -1,9 +1,12 @@
 """The two ways through the encoder, on several geometries."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.dense_baseline import dense_features
 from hyspark_nnunet.building_blocks.encoder import HybridEncoder
 from hyspark_nnunet.building_blocks.layouts import VisibleUnits, from_units, halo_index, to_units
 from hyspark_nnunet.masking import mask_grid, sample_visible, view_at
@@ -33,18 +36,14 @@ def hide(image: Tensor, visible: Tensor, encoder: HybridEncoder, value: Tensor |
     return torch.where(view_at(visible, encoder.unit), image, torch.as_tensor(value, dtype=image.dtype))
 
 
-@pytest.mark.parametrize("visible_blocks", [True, False])
 @pytest.mark.parametrize("value", ["noise", float("nan"), float("inf"), 1e30])
-def test_hidden_voxels_do_not_leak(geometry, value, visible_blocks: bool) -> None:
+def test_hidden_voxels_do_not_leak(geometry, value) -> None:
     encoder = make_encoder(geometry, torch.float32)
     image, visible = make_batch(geometry, encoder, 2)
     value = torch.randn_like(image) * 100 if value == "noise" else value
     changed = hide(image, visible, encoder, value)
     assert not torch.equal(image, changed)
-    before, after = (
-        [feature.image() for feature in encoder.features(x, visible, visible_blocks=visible_blocks)]
-        for x in (image, changed)
-    )
+    before, after = encoder(image, visible), encoder(changed, visible)
     for i, (a, b) in enumerate(zip(before, after, strict=True)):
         assert torch.isfinite(a).all() and a.abs().sum() > 0
         assert torch.equal(a, b), f"feature {i} changed"
@@ -57,20 +56,20 @@ def test_visible_voxels_do_matter(geometry) -> None:
     assert all(not torch.equal(a, b) for a, b in zip(encoder(image, visible), encoder(changed, visible), strict=True))
 
 
-def test_visible_blocks_equal_dense_times_mask(geometry) -> None:
+def test_visible_blocks_equal_the_dense_baseline(geometry) -> None:
     encoder = make_encoder(geometry)
     image, visible = make_batch(geometry, encoder, 3)
     outcomes = []
-    for visible_blocks in (True, False):
+    for way in (encoder, partial(dense_features, encoder)):
         encoder.zero_grad()
-        features = [f.image() for f in encoder.features(image, visible, visible_blocks=visible_blocks)]
+        features = way(image, visible)
         sum((f * torch.cos(f.detach())).sum() for f in features).backward()
         outcomes.append((features, [p.grad.clone() for p in encoder.parameters()]))
-    for ours, plain in zip(*[o[0] for o in outcomes], strict=True):
+    for ours, dense in zip(*[o[0] for o in outcomes], strict=True):
         assert ours.abs().max() > 0.1
-        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
-    for ours, plain in zip(*[o[1] for o in outcomes], strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-10)
+    for ours, dense in zip(*[o[1] for o in outcomes], strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-10)
 
 
 def test_hidden_positions_of_the_features_are_zero(geometry) -> None:

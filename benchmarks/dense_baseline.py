@@ -1,8 +1,8 @@
-"""The plain way, "dense times mask": how public codes of masked convolutional pre-training compute.
+"""The dense baseline (with masking): how public codes of masked convolutional pre-training compute.
 
-Dense channels-first convolutions over the whole volume, the mask multiplied in behind each; LayerNorm on the visible
-voxels, gathered and scattered; the decoder layer by layer. The weights are those of a ``HySparKMaskedAutoencoder``, so
-that results and gradients can be compared. Nothing outside the benchmarks uses this.
+Dense channels-first convolutions over the whole volume, each multiplied by the mask; LayerNorm on the visible voxels,
+gathered and scattered; the decoder layer by layer. The weights are those of the package's networks, so that results
+and gradients can be compared. Tests and benchmarks compare with it.
 """
 
 import torch
@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
+from hyspark_nnunet.building_blocks.encoder import HybridEncoder
 from hyspark_nnunet.building_blocks.layouts import CONVOLUTION, MAX_POOL
 from hyspark_nnunet.building_blocks.mednext import LayoutConvolution, MedNeXtBlock, convolution_class
-from hyspark_nnunet.building_blocks.transformer import sincos_positions
+from hyspark_nnunet.building_blocks.transformer import VisionTransformer, sincos_positions
 from hyspark_nnunet.masking import view_at
 
 
-class PlainNetwork(nn.Module):
-    """A masked autoencoder computed the plain way.
+class DenseBaseline(nn.Module):
+    """A HySparK masked autoencoder, computed densely.
 
     Args:
         network: whose weights are used, not copied.
-        dropped_branch: also projects the finest feature, which the decoder has no use for, as the public release does.
+        dropped_branch: also projects the finest feature, which the decoder does not use, as the public release does.
     """
 
     def __init__(self, network: HySparKMaskedAutoencoder, dropped_branch: bool = True) -> None:
@@ -38,23 +39,8 @@ class PlainNetwork(nn.Module):
         self.unused_token = nn.Parameter(torch.zeros(1, channels, *[1] * len(kernel)))
 
     def features(self, image: Tensor, visible: Tensor) -> list[Tensor]:
-        """The encoder's features (B, C, *spatial), fine to coarse."""
-        encoder = self.network.encoder
-        block = list(encoder.unit)
-        mask = view_at(visible, block)
-        field = _convolve(encoder.stem, image * mask, mask)
-        found = []
-        for stage, stride in zip(encoder.stages[:-1], encoder.strides[1:], strict=True):
-            for layer in stage.blocks:
-                field = _mednext(layer, field, mask)
-            field = _convolve(stage.widen, field, mask)
-            found.append(field)
-            block = [b // s for b, s in zip(block, stride, strict=True)]
-            mask = view_at(visible, block)
-            field = MAX_POOL[len(stride)](field, list(stride)) * mask
-        for layer in encoder.stages[-1].blocks:
-            field = _mednext(layer, field, mask)
-        return [*found, self._transform(field, visible)]
+        """See ``dense_features``."""
+        return dense_features(self.network.encoder, image, visible)
 
     def forward(self, image: Tensor, visible: Tensor) -> Tensor:
         """The reconstruction (B, C, *spatial)."""
@@ -72,17 +58,35 @@ class PlainNetwork(nn.Module):
             running = level.refine(level.upsample(running))
         return decoder.project(running)
 
-    def _transform(self, field: Tensor, visible: Tensor) -> Tensor:
-        batch, channels, *grid = field.shape
-        shown = visible.flatten(1)
-        rows = field.flatten(2).transpose(1, 2)
-        positions = sincos_positions(grid, channels, field.device).to(field.dtype).expand_as(rows)
-        tokens = self.network.encoder.vit(
-            rows[shown].view(batch, -1, channels), positions[shown].view(batch, -1, channels)
-        )
-        result = torch.zeros_like(rows)
-        result[shown] = tokens.flatten(0, 1)
-        return result.transpose(1, 2).reshape(field.shape)
+
+def dense_features(encoder: HybridEncoder, image: Tensor, visible: Tensor) -> list[Tensor]:
+    """Features (B, C, *spatial) of a hybrid encoder, fine to coarse, zero where hidden."""
+    block = list(encoder.unit)
+    mask = view_at(visible, block)
+    field = _convolve(encoder.stem, image * mask, mask)
+    found = []
+    for stage, stride in zip(encoder.stages[:-1], encoder.strides[1:], strict=True):
+        for layer in stage.blocks:
+            field = _mednext(layer, field, mask)
+        field = _convolve(stage.widen, field, mask)
+        found.append(field)
+        block = [b // s for b, s in zip(block, stride, strict=True)]
+        mask = view_at(visible, block)
+        field = MAX_POOL[len(stride)](field, list(stride)) * mask
+    for layer in encoder.stages[-1].blocks:
+        field = _mednext(layer, field, mask)
+    return [*found, _transform(encoder.vit, field, visible)]
+
+
+def _transform(vit: VisionTransformer, field: Tensor, visible: Tensor) -> Tensor:
+    batch, channels, *grid = field.shape
+    shown = visible.flatten(1)
+    rows = field.flatten(2).transpose(1, 2)
+    positions = sincos_positions(grid, channels, field.device).to(field.dtype).expand_as(rows)
+    tokens = vit(rows[shown].view(batch, -1, channels), positions[shown].view(batch, -1, channels))
+    result = torch.zeros_like(rows)
+    result[shown] = tokens.flatten(0, 1)
+    return result.transpose(1, 2).reshape(field.shape)
 
 
 def _convolve(layer: LayoutConvolution, field: Tensor, mask: Tensor) -> Tensor:
@@ -102,7 +106,10 @@ def _normalise(layer: nn.LayerNorm, field: Tensor, mask: Tensor) -> Tensor:
     shown = mask[:, 0]
     result = torch.zeros_like(rows)
     result[shown] = layer(rows[shown])
-    return result.movedim(-1, 1).contiguous()
+    channels_last = field.ndim == 5 and field.is_contiguous(memory_format=torch.channels_last_3d)
+    return result.movedim(-1, 1).contiguous(
+        memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format
+    )
 
 
 def _mednext(block: MedNeXtBlock, field: Tensor, mask: Tensor) -> Tensor:
