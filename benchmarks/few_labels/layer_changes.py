@@ -15,7 +15,7 @@ from benchmarks.few_labels.settings import read_settings
 from benchmarks.few_labels.training import fold_folder, pretraining_folder
 from benchmarks.few_labels.work import Work
 from hyspark_nnunet.checkpoints.storage import read_weights
-from hyspark_nnunet.training.continuing import FINAL
+from hyspark_nnunet.training.checkpoint_folder import FINAL
 from hyspark_nnunet.training.optimization import layer_of
 
 

@@ -8,8 +8,8 @@ from benchmarks.few_labels.work import ROOT, Work
 
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?: ")
 KEPT = re.compile(
-    r"\$ |This split has|No -pretrained_weights|No linear probe|Fold 'all'|Continuing|WARNING|Ended on|Training done"
-    r"|Mean reconstruction loss|Mean Validation Dice"
+    r"\$ |This split has|No -pretrained_weights|No linear probe|Fold 'all'|Continuing|WARNING|Ended on|Stopped by"
+    r"|Training done|Mean reconstruction loss|Mean Validation Dice"
 )
 EPOCH = re.compile(r"Epoch (\d+)$")
 OF_EPOCH = re.compile(r"Current learning rate|train_loss|val_loss|Pseudo dice|probe_dice|Epoch time")

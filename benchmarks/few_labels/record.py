@@ -18,7 +18,7 @@ from benchmarks.few_labels.work import ROOT, Work
 from benchmarks.measuring import machine
 from hyspark_nnunet import __version__
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.training.continuing import FINAL
+from hyspark_nnunet.training.checkpoint_folder import FINAL
 from hyspark_nnunet.training.probing import PROBE_BEFORE_KEY, PROBE_KEY
 
 Record = dict[str, Any]

@@ -20,7 +20,7 @@ from benchmarks.few_labels.record import keep_pretraining, keep_run, mean_dice
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.work import Work
 from hyspark_nnunet.demo.run import say
-from hyspark_nnunet.training.continuing import BEST, FINAL, LATEST, PREVIOUS
+from hyspark_nnunet.training.checkpoint_folder import BEST, FINAL, LATEST, PREVIOUS
 
 
 def pretraining_folder(work: Work, settings: Settings, pretraining: Pretraining) -> Path:

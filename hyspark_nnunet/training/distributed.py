@@ -92,7 +92,7 @@ class DistributedTraining(SavedTraining):
         self.network = DistributedDataParallel(self.network, device_ids=[self.device.index] if on_cuda else None)
         self.print_to_log_file(
             f"{world_size()} processes over {dist.get_backend()}; batch of {self.global_batch_size} patches, "
-            f"{self.batch_size} of them on rank {self.local_rank}, on {self.device}"
+            f"{self.batch_size} of them on rank {self.rank}, on {self.device}"
         )
         if not on_cuda and self.has_batch_norm:
             self.print_to_log_file(
@@ -107,7 +107,7 @@ class DistributedTraining(SavedTraining):
         """
         if not self.is_ddp or self.fold == "all":
             return
-        mine = 0 if self.local_rank == 0 else 1 if number_on_machine() == 0 else 2
+        mine = 0 if self.rank == 0 else 1 if number_on_machine() == 0 else 2
         for turn in range(3):
             if turn == mine:
                 self.do_split()

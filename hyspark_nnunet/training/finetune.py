@@ -86,26 +86,26 @@ class FinetuneTrainer(RecipeTrainer):
             rates = {} if decay is None else layer_rates(self.bare_network, decay)
         return parameter_groups(self.bare_network, self.weight_decay, self.initial_lr, apart, rates)
 
-    def weights_came(self, report: TransferReport) -> None:
-        """Gives the layers that the file filled rates of their own.
+    def on_pretrained_weights_loaded(self, report: TransferReport) -> None:
+        """Gives the layers that were loaded from the file lower learning rates.
 
-        Those that it did not fill, or that had to be adapted, have to learn, at the whole rate.
+        Layers that were not loaded, or had to be adapted, train at the full rate.
         """
         to_learn = [entry.name for entry in report.entries if entry.fate in ("random", "adapted")]
         new_layers = {layer_of(name) for name in to_learn if name.startswith("encoder.")}
         self._layer_rates = layer_rates(self.bare_network, self.recipe.layer_decay, new_layers)
-        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self.reset_optimizer()
         if self.recipe.layer_decay is None:
             self.print_to_log_file(
-                "Layers filled by the file train the slower the nearer they are to the input (layer_decay is none), "
-                f"down to {FIRST_LAYER_RATE:.2g} of the rate for the stem. For all alike: HYSPARK_LAYER_DECAY=1\n",
+                "Layers loaded from the file train at lower rates towards the input (layer_decay is none), down to "
+                f"{FIRST_LAYER_RATE:.2g} of the rate for the stem. For equal rates: HYSPARK_LAYER_DECAY=1\n",
                 add_timestamp=False,
             )
 
-    def follow_optimizer(self, checkpoint: dict[str, Any]) -> None:
-        """Takes over the rates of the encoder's layers, which depend on the file that the training began from.
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the rates of the encoder's layers, which depend on the file that the training started from.
 
-        Where ``layer_decay`` is set to another than it was, that one holds, but for layers that were new.
+        If ``layer_decay`` has changed, the new value applies, except to layers that were not loaded from that file.
         """
         rates = rates_of_groups(self.bare_network, checkpoint["optimizer_state"]["param_groups"])
         decay = self.recipe.layer_decay
@@ -116,7 +116,7 @@ class FinetuneTrainer(RecipeTrainer):
             self._layer_rates = layer_rates(self.bare_network, decay, new_layers)
         else:
             return
-        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self.reset_optimizer()
 
     def group_notes(self) -> dict[str, str]:
         alone, hold, factor = (
@@ -131,21 +131,22 @@ class FinetuneTrainer(RecipeTrainer):
             notes.append(f"frozen for {hold} epochs" if factor == 0 else f"{factor:g} of the rate for {hold} epochs")
         return {"encoder": ", ".join(notes)}
 
-    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> ProgressScheduler:
-        recipe, epochs = self.recipe, self.curve_epochs
+    def build_scheduler(self, optimizer: torch.optim.Optimizer, curve_epochs: int) -> ProgressScheduler:
+        recipe = self.recipe
         curve = partial(warmup_polynomial, warmup_fraction=recipe.warmup_fraction, exponent=recipe.polynomial_exponent)
         return ProgressScheduler(
             optimizer,
             self.num_epochs,
-            partial(decoder_first, alone_fraction=recipe.decoder_warmup_epochs / epochs, curve=curve),
-            # a continued training takes the weight decay of its recipe, not of the checkpoint's optimizer
+            partial(decoder_first, alone_fraction=recipe.decoder_warmup_epochs / curve_epochs, curve=curve),
+            # a resumed training takes the weight decay of its recipe, not of the checkpoint's optimizer
             lambda progress: self.weight_decay,
             partial(
                 held_back,
-                frozen_fraction=recipe.decoder_warmup_epochs / epochs,
-                hold_fraction=recipe.encoder_hold_epochs / epochs,
+                frozen_fraction=recipe.decoder_warmup_epochs / curve_epochs,
+                hold_fraction=recipe.encoder_hold_epochs / curve_epochs,
                 hold_factor=recipe.encoder_hold_factor,
             ),
+            curve_epochs,
         )
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:

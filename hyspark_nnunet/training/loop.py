@@ -1,4 +1,4 @@
-"""nnU-Net's training loop, which can be ended after any step and taken up there."""
+"""nnU-Net's training loop, which can be interrupted and resumed at any step."""
 
 import os
 import sys
@@ -15,19 +15,28 @@ from torch import Tensor
 
 from hyspark_nnunet.checkpoints.storage import plain
 from hyspark_nnunet.recipe.recipe import Recipe
-from hyspark_nnunet.training.continuing import BEST, FINAL, LATEST, PREVIOUS
+from hyspark_nnunet.training.checkpoint_folder import BEST, FINAL, LATEST, PREVIOUS
 from hyspark_nnunet.training.runtime.randomness import generator_states, restore_generators, seed_generators
-from hyspark_nnunet.training.runtime.ranks import any_rank, every_rank, from_torchrun, of_first_rank, world_size
+from hyspark_nnunet.training.runtime.ranks import (
+    any_rank,
+    every_rank,
+    from_torchrun,
+    global_rank,
+    of_first_rank,
+    world_size,
+)
 from hyspark_nnunet.training.runtime.signals import StopRequest, command_to_continue, leave_on_signal
 from hyspark_nnunet.training.stepping import NonFiniteLoss, take_step
 
-VALIDATION_LEFT = f"The training is done, {FINAL} is written. For the validation alone: the same command with --val"
+VALIDATION_LEFT = (
+    f"The training is finished, {FINAL} is written. To run only the validation: the same command with --val"
+)
 
 
 class TrainingLoop(nnUNetTrainer):
-    """The order of a training: epochs, steps, what happens between them, and where it ends before its time.
+    """Epochs, steps, what happens between them, and how a training is interrupted.
 
-    What an epoch draws follows from seed, epoch and rank; what an interrupted epoch has done is in the checkpoint.
+    Seed, epoch and rank determine what an epoch draws; a checkpoint holds what an interrupted epoch has done.
     """
 
     recipe: Recipe
@@ -41,12 +50,17 @@ class TrainingLoop(nnUNetTrainer):
         self._nonfinite_in_row = 0
         self._skipped_in_epoch = 0
         self._known_unreadable: set[str] = set()
-        # what the steps of this epoch gave
+        # outputs of this epoch's steps
         self._train_outputs: list[dict] = []
-        # of an interrupted epoch, from its checkpoint
+        # state of an interrupted epoch, from its checkpoint
         self._inside_epoch: dict[str, Any] | None = None
 
-    # ------------------------------------------------------------------------------ what a trainer says of itself
+    @property
+    def rank(self) -> int:
+        """Number of this process among all that train together, on all machines."""
+        return global_rank()
+
+    # --------------------------------------------------------------------------------- supplied by a subclass
 
     def batch_loss(self, batch: dict) -> Tensor:
         """Forward and loss of a batch."""
@@ -57,14 +71,14 @@ class TrainingLoop(nnUNetTrainer):
         raise NotImplementedError
 
     def drop_gradients(self) -> None:
-        """Takes away gradients that no weight is to be changed by."""
+        """Removes gradients that must not change any weight."""
 
     def advance_schedule(self) -> None:
         """Sets the learning rate of this step."""
         raise NotImplementedError
 
     def write_checkpoint(self, filename: str, epochs_done: int, inside_epoch: dict[str, Any] | None = None) -> None:
-        """Writes a checkpoint of ``epochs_done`` whole epochs and maybe a part of the next; by rank 0.
+        """Writes a checkpoint of ``epochs_done`` complete epochs and maybe a part of the next; only on rank 0.
 
         Raises:
             OSError: it cannot be written.
@@ -72,7 +86,7 @@ class TrainingLoop(nnUNetTrainer):
         raise NotImplementedError
 
     def judge_epoch(self) -> bool:
-        """Logs what validation says of an epoch; is it the best so far?"""
+        """Logs the validation of an epoch. Returns whether the epoch is the best so far."""
         raise NotImplementedError
 
     def picture_epoch(self, done: int) -> None:
@@ -91,7 +105,7 @@ class TrainingLoop(nnUNetTrainer):
             while self.current_epoch < self.num_epochs:
                 self.on_epoch_start()
                 self.on_train_epoch_start()
-                self._take_up_epoch()
+                self._resume_epoch()
                 self._train_epoch()
                 self.on_train_epoch_end(self._train_outputs)
                 with torch.no_grad():
@@ -107,26 +121,26 @@ class TrainingLoop(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._iteration_in_epoch = self._skipped_in_epoch = 0
-        seed_generators(self.seed, self.current_epoch, self.local_rank, masks=self.mask_generator)
+        seed_generators(self.seed, self.current_epoch, self.rank, masks=self.mask_generator)
 
-    def _take_up_epoch(self) -> None:
-        """Goes to where an interrupted epoch was; to the start of others."""
+    def _resume_epoch(self) -> None:
+        """Restores the state of an interrupted epoch; any other epoch begins at its start."""
         inside, self._inside_epoch, self._train_outputs = self._inside_epoch, None, []
         if inside is None:
             return
         self._iteration_in_epoch = inside["iterations"]
         states = inside["ranks"]
         if len(states) == world_size():
-            state = states[self.local_rank]
+            state = states[self.rank]
             losses = state["losses"]
             restore_generators(state["generators"], self.mask_generator)
         else:
             self.print_to_log_file(
-                f"The checkpoint is of {len(states)} processes, not {world_size()}: crops and masks are "
-                "others from here on."
+                f"The checkpoint was written by {len(states)} processes, now there are {world_size()}: crops and masks "
+                "will differ from here on."
             )
             losses = np.mean([state["losses"] for state in states], axis=0).tolist()
-            here = (self.current_epoch, self.local_rank, self._iteration_in_epoch)
+            here = (self.current_epoch, self.rank, self._iteration_in_epoch)
             seed_generators(self.seed, *here, masks=self.mask_generator)
         self.print_to_log_file(f"Continuing after {self._iteration_in_epoch} steps of this epoch")
         self._train_outputs = [{"loss": loss} for loss in losses]
@@ -148,27 +162,27 @@ class TrainingLoop(nnUNetTrainer):
         return outputs
 
     def _draw(self, loader: Iterator[dict]) -> dict:
-        """The next batch; logs, once, the cases that could not be read."""
+        """The next batch; logs each case that could not be read once."""
         try:
             batch = next(loader)
         except RuntimeError:
-            # a queue that signals all processes of a job ends the loader processes, too: no batch is needed any more
+            # a queue that signals all processes of a job also ends the loader processes: no further batch is needed
             if self.stop.signal is None:
                 raise
             return {}
         for case, fault in batch.get("unreadable", {}).items():
             if case not in self._known_unreadable:
                 self._known_unreadable.add(case)
-                self.print_to_log_file(f"WARNING: {fault}. Other cases are drawn in its place.")
+                self.print_to_log_file(f"WARNING: {fault}. Other cases are drawn instead.")
         return batch
 
     # ----------------------------------------------------------------------------------------------------- steps
 
     def train_step(self, *batches: dict) -> dict:
-        """One step of the optimiser, by the mean gradient of the batches.
+        """One optimizer step with the mean gradient of the batches.
 
         Raises:
-            NonFiniteLoss: too many steps in a row had a loss that is not finite; names the cases.
+            NonFiniteLoss: too many consecutive steps had a loss that is not finite; names the cases.
         """
         self.advance_schedule()
         self._iteration_in_epoch += 1
@@ -192,18 +206,18 @@ class TrainingLoop(nnUNetTrainer):
             f"cases of the batch: {', '.join(cases) or 'unknown'}"
         )
         if self._nonfinite_in_row > self.recipe.max_nonfinite_steps:
-            self._end_of_nonfinite(text)
+            self._end_on_nonfinite(text)
         self.print_to_log_file(f"WARNING: {text}. The step is skipped.")
         return {"loss": float("nan")}
 
-    def _end_of_nonfinite(self, text: str) -> None:
-        # the step of this loss gave no output yet
+    def _end_on_nonfinite(self, text: str) -> None:
+        # the step with this loss has no output yet
         self._train_outputs.append({"loss": float("nan")})
         self._write_inside_epoch(self._state_of_rank())
         raise NonFiniteLoss(
-            f"{text}. It was so in {self._nonfinite_in_row} steps in a row, more than max_nonfinite_steps "
+            f"{text}. This happened in {self._nonfinite_in_row} consecutive steps, more than max_nonfinite_steps "
             f"{self.recipe.max_nonfinite_steps}. {LATEST} holds the weights before them, {PREVIOUS} those of the "
-            "last save before. Look at the cases (NaN voxels?), or lower the learning rate; then continue with --c"
+            "save before that. Check the cases for NaN voxels, or lower the learning rate; then resume with --c"
         )
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -212,16 +226,16 @@ class TrainingLoop(nnUNetTrainer):
         finite = [loss for loss in losses if np.isfinite(loss)]
         self.logger.log("train_losses", float(np.mean(finite)) if finite else float("nan"), self.current_epoch)
         if self._skipped_in_epoch:
-            self.print_to_log_file(f"{self._skipped_in_epoch} steps of this epoch were skipped, see above.")
+            self.print_to_log_file(f"{self._skipped_in_epoch} steps of this epoch were skipped (see above).")
 
     def on_epoch_end(self) -> None:
         """Logs, checkpoints and pictures. Mirrors nnUNetTrainer.on_epoch_end.
 
-        nnU-Net writes the latest checkpoint before it knows whether the epoch was the best: a training continued from
-        it would judge by another value.
+        nnU-Net writes the latest checkpoint before it knows whether the epoch was the best: a training resumed from it
+        would compare with an outdated value.
         """
         self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
-        # as a checkpoint gives them back: nnU-Net averages its Dice, in float32 or float64 as the numbers before are
+        # the types that a checkpoint restores: nnU-Net averages its Dice in float32 or float64, as the earlier values
         self.logger.load_checkpoint(plain(self.logger.get_checkpoint()))
         train_loss, val_loss, start, end = (
             self.logger.get_value(key, step=-1)
@@ -234,25 +248,41 @@ class TrainingLoop(nnUNetTrainer):
         done = self.current_epoch + 1
         due = (BEST, best), (LATEST, done % self.save_every == 0 and done != self.num_epochs)
         for name in (name for name, is_due in due if is_due):
-            with self.going_on_without(name):
+            with self.warn_if_not_written(name):
                 self.write_checkpoint(str(Path(self.output_folder, name)), done)
-        if self.local_rank == 0:
-            with self.going_on_without("pictures"):
+        if self.rank == 0:
+            with self.warn_if_not_written("pictures"):
                 self.picture_epoch(done)
         self.current_epoch += 1
 
     @contextmanager
-    def going_on_without(self, what: str) -> Iterator[None]:
-        """Logs what cannot be written now, and goes on: the next checkpoint or picture may find room again."""
+    def warn_if_not_written(self, what: str) -> Iterator[None]:
+        """Logs what cannot be written and goes on: there may be room for the next checkpoint or picture."""
         try:
             yield
         except OSError as error:
             self.print_to_log_file(f"WARNING: {what} not written: {error}. The training goes on.")
 
-    # -------------------------------------------------------------------------------------------- interruption
+    # --------------------------------------------------------------------------------- state and interruption
+
+    def loop_state(self, epochs_done: int, inside_epoch: dict[str, Any] | None) -> dict[str, Any]:
+        """The loop's entries in a checkpoint."""
+        return {
+            "current_epoch": epochs_done,
+            "inside_epoch": inside_epoch,
+            "seed": self.seed,
+            "_best_ema": self._best_ema,
+        }
+
+    def load_loop_state(self, checkpoint: dict[str, Any]) -> None:
+        """The other side of ``loop_state``; earlier checkpoints have no seed and nothing of an unfinished epoch."""
+        self.current_epoch = checkpoint["current_epoch"]
+        self._inside_epoch = checkpoint.get("inside_epoch")
+        self.seed = checkpoint.get("seed", self.seed)
+        self._best_ema = checkpoint["_best_ema"]
 
     def _state_of_rank(self) -> dict[str, Any]:
-        """What a checkpoint inside an epoch holds of this process."""
+        """The state of this process in a checkpoint inside an epoch."""
         losses = [output["loss"] for output in self._train_outputs]
         return {"losses": losses, "generators": generator_states(self.mask_generator)}
 
@@ -261,24 +291,24 @@ class TrainingLoop(nnUNetTrainer):
         self.write_checkpoint(str(Path(self.output_folder, LATEST)), self.current_epoch, inside)
 
     def end_loader_processes(self) -> None:
-        """Ends batchgenerators' processes, which would outlive the training."""
+        """Ends batchgenerators' processes, which would otherwise outlive the training."""
         for loader in (self.dataloader_train, self.dataloader_val):
             if hasattr(loader, "_finish"):
                 loader._finish()
 
     def _stop_if_asked(self, state: dict[str, Any]) -> None:
-        """Ends the process in order, where any of the processes got a signal.
+        """Writes a checkpoint and exits if any process has received a signal.
 
         Args:
-            state: of this process before the batch was drawn that is dropped now.
+            state: of this process before the current batch was drawn; that batch is dropped.
         """
         if not any_rank(self.stop.signal is not None, self.device):
             return
         self._write_inside_epoch(state)
         self.end_loader_processes()
-        if self.local_rank == 0:
+        if self.rank == 0:
             self.print_to_log_file(
-                f"Ended on {self.stop.signal or 'the signal of another process'} in epoch {self.current_epoch} after "
+                f"Stopped by {self.stop.signal or 'the signal of another process'} in epoch {self.current_epoch} after "
                 f"{self._iteration_in_epoch} of {self.num_iterations_per_epoch} steps. To continue: "
                 f"{command_to_continue(sys.argv, from_torchrun(), os.environ)}"
             )

@@ -97,13 +97,14 @@ class PretrainTrainer(ProbingTrainer):
     def _build_loss(self) -> Any:
         return partial(reconstruction_loss, standardised=self.recipe.standardise_targets)
 
-    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> ProgressScheduler:
+    def build_scheduler(self, optimizer: torch.optim.Optimizer, curve_epochs: int) -> ProgressScheduler:
         recipe = self.recipe
         return ProgressScheduler(
             optimizer,
             self.num_epochs,
             partial(warmup_cosine, warmup_fraction=recipe.warmup_fraction),
             partial(cosine_between, start=recipe.weight_decay, end=recipe.final_weight_decay),
+            curve_epochs=curve_epochs,
         )
 
     # --------------------------------------------------------------------------------------------------- data
@@ -151,7 +152,7 @@ class PretrainTrainer(ProbingTrainer):
             self.num_val_iterations_per_epoch,
             self.grid,
             self.recipe.mask_ratio,
-            self.local_rank,
+            self.rank,
             pin_memory=self.device.type == "cuda",
             mask_block=self.recipe.mask_block,
         )
@@ -269,7 +270,7 @@ class PretrainTrainer(ProbingTrainer):
         pictured = set(keys[: self.recipe.num_pictures])
         # rounds in which every process has a case
         rounds = len(keys) // world_size()
-        keys = keys[self.local_rank :: world_size()]
+        keys = keys[self.rank :: world_size()]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, keys)
         results = []
         for number, key in enumerate(keys, start=1):
@@ -301,7 +302,7 @@ class PretrainTrainer(ProbingTrainer):
                     [row], folder / f"{key}.png", title=key, spacing=self.configuration_manager.spacing
                 )
         results = sorted(self.gather(results), key=lambda result: result["case"])
-        if self.local_rank == 0:
+        if self.rank == 0:
             self._write_summary(results, folder / "summary.json")
 
     def _write_summary(self, results: list[dict], path: Path) -> None:

@@ -47,7 +47,7 @@ class ProbingTrainer(RecipeTrainer):
         if not self.recipe.probe_every:
             return
         cases = self._labelled_cases(dataset_tr.identifiers, dataset_val.identifiers)
-        if self.local_rank != 0:
+        if self.rank != 0:
             return
         parts: list[list[str]] = []
         if cases is not None:

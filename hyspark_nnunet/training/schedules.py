@@ -117,6 +117,7 @@ class ProgressScheduler:
         weight_decay: from progress to the weight decay of the groups that have one now; the others keep zero. None
             leaves all groups as they are.
         encoder_factor: from progress to a further factor on the rate of the groups whose ``part`` is "encoder".
+        curve_epochs: length of the training for which the curve was made; None: ``num_epochs``.
 
     Raises:
         ValueError: the training has no epoch.
@@ -129,11 +130,13 @@ class ProgressScheduler:
         lr_factor: Callable[[float], float],
         weight_decay: Callable[[float], float] | None = None,
         encoder_factor: Callable[[float], float] | None = None,
+        curve_epochs: int | None = None,
     ) -> None:
         if num_epochs < 1:
             raise ValueError(f"num_epochs is {num_epochs}, but a schedule needs at least 1 epoch")
         self.optimizer = optimizer
         self.num_epochs = num_epochs
+        self.curve_epochs = curve_epochs or num_epochs
         # epoch and progress from which on progress runs evenly to 1
         self.anchor = (0.0, 0.0)
         self.lr_factor = lr_factor
@@ -151,7 +154,7 @@ class ProgressScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """What ``continue_from`` needs: numbers only."""
-        return {"num_epochs": self.num_epochs, "anchor": list(self.anchor)}
+        return {"curve_epochs": self.curve_epochs, "num_epochs": self.num_epochs, "anchor": list(self.anchor)}
 
     def continue_from(self, state: dict[str, Any], epoch: float) -> None:
         """Goes on at ``epoch`` of a training whose scheduler had this ``state_dict``, at the progress it had there."""

@@ -1,5 +1,6 @@
 """What both trainers share: the recipe, the network's description, checkpoints, pre-trained weights."""
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.run import run_training
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -16,20 +18,22 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
+from hyspark_nnunet.datasets.dataset_json import without_files
 from hyspark_nnunet.datasets.preprocessed import check_holds_cases
 from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.recipe.fields import variable_name
-from hyspark_nnunet.recipe.recipe import Recipe
+from hyspark_nnunet.recipe.recipe import Recipe, save_recipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.distributed import DistributedTraining
 from hyspark_nnunet.training.network_family import NetworkFamily
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
+from hyspark_nnunet.training.resuming import NETWORK_FIELDS
 from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
-from hyspark_nnunet.training.saving import NETWORK_FIELDS
 from hyspark_nnunet.training.schedules import ProgressScheduler
 
 
@@ -74,7 +78,8 @@ class RecipeTrainer(DistributedTraining):
         self.num_val_iterations_per_epoch = self.recipe.num_val_iterations_per_epoch
         self.oversample_foreground_percent = self.recipe.oversample_foreground_percent
         self.save_every = self.recipe.save_every
-        self.curve_epochs = self.num_epochs
+        # the file of -pretrained_weights
+        self.pretrained_weights: str | None = None
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         """Refuses what this trainer cannot train, before anything is written.
@@ -124,7 +129,7 @@ class RecipeTrainer(DistributedTraining):
         if self._do_i_compile():
             self.print_to_log_file("Using torch.compile...")
             self.network = torch.compile(self.network)
-        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self.reset_optimizer()
         if self.is_ddp:
             self.distribute_network()
         self.loss = self._build_loss()
@@ -148,6 +153,18 @@ class RecipeTrainer(DistributedTraining):
                 "plans": self.plans_manager.plans_name,
             },
         )
+
+    def write_description_files(self) -> None:
+        save_recipe(self.recipe, Path(self.output_folder) / "recipe.json")
+        base = Path(self.output_folder_base)
+        # all folds share these files, and may start at the same time
+        described = {"plans.json": self.plans_manager.plans, "dataset.json": without_files(self.dataset_json)}
+        for name, content in described.items():
+            with replacing(base / name) as beside:
+                save_json(content, str(beside), sort_keys=False)
+        fingerprint = Path(self.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
+        with replacing(base / fingerprint.name) as beside:
+            shutil.copyfile(fingerprint, beside)
 
     def _check_preprocessed(self) -> None:
         folder = self.preprocessed_dataset_folder
@@ -186,7 +203,11 @@ class RecipeTrainer(DistributedTraining):
         """AdamW; norms, biases and mask tokens do not decay."""
         # not of self.network: torch.compile's wrapper gives the parameters other names
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.initial_lr)
-        return optimizer, self.build_scheduler(optimizer)
+        return optimizer, self.build_scheduler(optimizer, self.num_epochs)
+
+    def reset_optimizer(self) -> None:
+        """Builds optimizer and schedule for the parameter groups as they are now."""
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups."""
@@ -215,8 +236,9 @@ class RecipeTrainer(DistributedTraining):
         """Loads data, writes plans and recipe. Mirrors nnUNetTrainer.on_train_start; here rank 0 alone writes."""
         if not self.was_initialized:
             self.initialize()
-        self.begin()
-        if self._started_from is None:
+        self.checkpoints.stop_resuming()
+        self.check_optimizer_restored()
+        if self.pretrained_weights is None and not self.checkpoints.is_ours:
             self.print_to_log_file("No -pretrained_weights given: training from random weights.")
         self.print_groups()
         self.make_split_in_turn()
@@ -224,14 +246,14 @@ class RecipeTrainer(DistributedTraining):
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         self.print_plans()
         empty_cache(self.device)
-        if self.local_rank == 0:
+        if self.rank == 0:
             self.dataset_class.unpack_dataset(
                 self.preprocessed_dataset_folder,
                 overwrite_existing=False,
                 num_processes=max(1, round(get_allowed_n_proc_DA() // 2)),
                 verify=True,
             )
-            self.begin_files_beside()
+            self.checkpoints.write_description()
             self.plot_network_architecture()
             self._save_debug_information()
         if self.is_ddp:
@@ -275,14 +297,14 @@ class RecipeTrainer(DistributedTraining):
             self.describe_network(),
             self.recipe.input_channel_mapping,
         )
-        self._started_from = path
+        self.pretrained_weights = path
         self.print_to_log_file(f"\nWeights from {path} ({weights.origin}):\n{report.table()}\n", add_timestamp=False)
-        if self.local_rank == 0:
+        if self.rank == 0:
             report.save(Path(self.output_folder) / "pretrained_weights_report.json", path)
-        self.weights_came(report)
+        self.on_pretrained_weights_loaded(report)
 
-    def weights_came(self, report: TransferReport) -> None:
-        """A hook: what depends on which layers the file filled.
+    def on_pretrained_weights_loaded(self, report: TransferReport) -> None:
+        """Called when weights were loaded from a file: adapts what depends on which layers were loaded.
 
         Args:
             report: of the transfer.

@@ -60,7 +60,7 @@ def test_a_full_disk(commands: Commands, tmp_path: Path) -> None:
 def test_a_results_folder_that_vanishes(commands: Commands, tmp_path: Path) -> None:
     run = commands.train(FINETUNER, tmp_path, INCIDENT="remove@0.2", VALIDATE="1", **TWO_EPOCHS)
     folder = run.folder(FINETUNER)
-    assert f"the results folder {folder} was gone, and is made anew" in run.printed
+    assert f"the results folder {folder} was gone and has been created again" in run.printed
     log = next(folder.glob("training_log_*")).read_text()
     assert "was gone" in log and "Epoch 1" in log
     names = {file.name for file in folder.parent.glob("*.json")}
@@ -79,7 +79,7 @@ def test_a_damaged_case_and_a_case_of_nan(commands: Commands, tmp_path: Path, tr
     more = {"nnUNet_preprocessed": str(tmp_path / "preprocessed"), "HYSPARK_NUM_ITERATIONS_PER_EPOCH": "6"}
     run = commands.train(trainer, tmp_path / "results", HYSPARK_NUM_EPOCHS="2", **more)
     assert run.printed.count(f"WARNING: case {cases[0]}: its image in {configuration} cannot be read") == 1
-    assert "Other cases are drawn in its place." in run.printed
+    assert "Other cases are drawn instead." in run.printed
     steps = run.steps()
     assert len(steps) == 12 and not any(cases[0] in step["cases"] for step in steps)
     skipped = [cases[1] in step["cases"] for step in steps]
@@ -116,7 +116,7 @@ def test_too_many_steps_that_are_not_finite(commands: Commands, tmp_path: Path) 
     run = commands.train(PRETRAINER, tmp_path / "results", returncode=1, HYSPARK_NUM_ITERATIONS_PER_EPOCH="9", **more)
     last = run.printed.rstrip().splitlines()[-1]
     assert "NonFiniteLoss: loss or gradient of step 3 of epoch 0 is not finite; cases of the batch: " in last
-    assert "in 3 steps in a row, more than max_nonfinite_steps 2" in last
+    assert "in 3 consecutive steps, more than max_nonfinite_steps 2" in last
     assert any(case in last for case in cases)
     checkpoint = read_checkpoint(run.folder(PRETRAINER) / "checkpoint_latest.pth")
     assert all_finite(checkpoint["network_weights"]) and checkpoint["inside_epoch"]["iterations"] == 3

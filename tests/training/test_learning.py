@@ -1,31 +1,26 @@
 """Steps of the pre-trainer on made patches: the loss falls, the weights move, masks are as they should be."""
 
 import copy
-import os
-import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
-from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.masking import sample_visible
-from hyspark_nnunet.train import leave
 from hyspark_nnunet.training.hyspark import HySparKPretrainTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
+<<<<<<< HEAD
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 from tests.small_networks import small_arguments
+=======
+from tests.nnunet_plans import CUBIC, make_plans
+from tests.training.conftest import make_trainer
+>>>>>>> 7c8cd53 (CheckpointFolder owns a folder of checkpoints; the rank comes from torch.distributed; tests of loop, saving and processes in files of their own)
 
 
 @pytest.fixture
-def trainer(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HySparKPretrainTrainer:
+def trainer(request: pytest.FixtureRequest) -> HySparKPretrainTrainer:
     """A trainer with a network, as ``initialize`` makes it, but without a data set; fields of its recipe by param."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
     recipe = {
         "preset": "S",
         "num_epochs": 2,
@@ -34,11 +29,11 @@ def trainer(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         "pretrain": {"seed": 5, "decoder_width": 32, "initial_lr": 5e-3} | getattr(request, "param", {}),
     }
     plans = make_plans([16, 16, 16], CUBIC, hyspark=recipe)
-    trainer = HySparKPretrainTrainer(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
+    trainer = make_trainer(HySparKPretrainTrainer, plans)
     trainer._write_recipe_to_plans()
     torch.manual_seed(0)
     trainer.network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
-    trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
+    trainer.reset_optimizer()
     trainer.loss = trainer._build_loss()
     return trainer
 
@@ -114,11 +109,14 @@ def test_the_learning_rate_moves_with_every_step(trainer: HySparKPretrainTrainer
     assert rates[0] > rates[1] > rates[2]
 
 
-def test_masks_differ_between_steps_epochs_and_ranks_and_repeat_when_continued(trainer: HySparKPretrainTrainer) -> None:
+def test_masks_differ_between_steps_epochs_and_ranks_and_repeat_when_continued(
+    trainer: HySparKPretrainTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def masks(epoch: int, rank: int = 0) -> list[torch.Tensor]:
-        trainer.current_epoch, trainer.local_rank = epoch, rank
-        trainer.on_train_epoch_start()
-        trainer.local_rank = 0
+        trainer.current_epoch = epoch
+        with monkeypatch.context() as process:
+            process.setattr("hyspark_nnunet.training.loop.global_rank", lambda: rank)
+            trainer.on_train_epoch_start()
         return [sample_visible(2, trainer.grid, 0.75, trainer.mask_generator) for _ in range(4)]
 
     first, second, other_rank = masks(0), masks(1), masks(1, rank=1)
@@ -163,6 +161,7 @@ def test_a_step_that_is_not_finite_leaves_nothing_behind(trainer: HySparKPretrai
         assert all(torch.equal(moments[name], before[1][number][name]) for name in moments)
     trainer.train_step({"data": smooth_patches()})
     assert trainer._nonfinite_in_row == 0
+<<<<<<< HEAD
 
 
 ARGUMENTS = small_arguments(features_per_stage=(4, 6, 12), n_blocks_per_stage=(1, 1, 1), decoder_width=12)
@@ -202,3 +201,5 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path: Path) -> N
     for name, parameter in network.named_parameters():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], parameter.grad, rtol=1e-8, atol=1e-8)
+=======
+>>>>>>> 7c8cd53 (CheckpointFolder owns a folder of checkpoints; the rank comes from torch.distributed; tests of loop, saving and processes in files of their own)

@@ -1,8 +1,8 @@
 """Which of a training's processes this is, and what they decide together.
 
-nnU-Net's trainer calls its global rank ``local_rank`` and takes its GPU by it, which is right on one machine. Here the
-global rank (the trainer's ``local_rank``) says who writes files and who draws which crops and masks; the number on the
-machine says which GPU.
+The global rank decides who writes files, and which crops, masks and cases belong to which process; the rank on the
+machine decides which GPU is used. nnU-Net's ``local_rank`` is the global rank today and is about to become the rank on
+the machine: neither this file nor the trainers read it.
 """
 
 import os
@@ -27,6 +27,16 @@ def is_distributed() -> bool:
 def world_size() -> int:
     """Number of processes that train together."""
     return dist.get_world_size() if is_distributed() else 1
+
+
+def global_rank() -> int:
+    """Number of this process among all that train together, on all machines."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def is_first_rank() -> bool:
+    """Is this the process that writes files?"""
+    return global_rank() == 0
 
 
 def number_on_machine() -> int:

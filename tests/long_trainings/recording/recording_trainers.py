@@ -20,20 +20,25 @@ from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretr
 
 
 class Recording:
+    def initialize(self) -> None:
+        # as nnU-Net's developers are about to have it: the rank on the machine
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        super().initialize()
+
     def train_step(self, *batches: dict) -> dict:
         what, _, moment = os.environ.get("INCIDENT", "").partition("@")
         if moment == f"{self.current_epoch}.{self._iteration_in_epoch}":
             if what == "remove":
                 shutil.rmtree(self.output_folder_base)
-            elif self.local_rank in (0, int(os.environ.get("INCIDENT_RANK", "0"))):
+            elif self.rank in (0, int(os.environ.get("INCIDENT_RANK", "0"))):
                 os.kill(os.getpid(), getattr(signal, what))
         taken = super().train_step(*batches)
         self.record(loss=taken["loss"], cases=[str(case) for batch in batches for case in batch["keys"]])
         return taken
 
     def record(self, **values) -> None:
-        where = {"epoch": self.current_epoch, "step": self._iteration_in_epoch, "rank": self.local_rank}
-        with open(f"{os.environ['RECORD']}.{self.local_rank}", "a") as file:
+        where = {"epoch": self.current_epoch, "step": self._iteration_in_epoch, "rank": self.rank}
+        with open(f"{os.environ['RECORD']}.{self.rank}", "a") as file:
             file.write(json.dumps(where | values | {"lr": self.optimizer.param_groups[0]["lr"]}) + "\n")
 
     def on_train_start(self) -> None:
@@ -45,7 +50,7 @@ class Recording:
     def on_train_end(self) -> None:
         super().on_train_end()
         parameters = torch.cat([p.detach().flatten() for p in self.bare_network.parameters()])
-        torch.save(parameters, f"{os.environ['RECORD']}.{self.local_rank}.pt")
+        torch.save(parameters, f"{os.environ['RECORD']}.{self.rank}.pt")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         if os.environ["VALIDATE"] != "0":
@@ -62,14 +67,14 @@ class Recording:
         here, alone = copy.deepcopy(bare), copy.deepcopy(bare)
         kept = self.network, self.loss, self.batch_size, self.is_ddp
         self.network = DistributedDataParallel(here)
-        self.mask_generator.manual_seed(self.local_rank)
+        self.mask_generator.manual_seed(self.rank)
         self.batch_loss(_double(batch)).backward()
-        if self.local_rank == 0:
+        if self.rank == 0:
             self.network, self.batch_size, self.is_ddp = alone, self.global_batch_size, False
             self.loss = self._build_loss()
             self.joint_loss([_double(part) for part in parts]).backward()
         self.network, self.loss, self.batch_size, self.is_ddp = kept
-        if self.local_rank != 0:
+        if self.rank != 0:
             return None
         pairs = list(zip(alone.parameters(), here.parameters(), strict=True))
         assert all((one.grad is None) == (other.grad is None) for one, other in pairs)

@@ -1,0 +1,78 @@
+"""Whether a checkpoint can be resumed by a training whose recipe or plan may have changed since."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hyspark_nnunet.checkpoints.transfer import differences
+from hyspark_nnunet.recipe.fields import text_of, variable_name
+from hyspark_nnunet.recipe.recipe import Recipe
+
+# recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
+NETWORK_FIELDS = ("preset", "decoder_width")
+# with another value the same weights mean something else
+FIXED_FIELDS = (*NETWORK_FIELDS, "standardise_targets")
+# differences in these are reported elsewhere, or the checkpoint's value is taken
+UNREPORTED_FIELDS = ("num_epochs", "seed")
+# entries of a checkpoint's description that determine its weights' shapes and the strides between them
+SIZES = (
+    "input_channels",
+    "n_stages",
+    "features_per_stage",
+    "kernel_sizes",
+    "strides",
+    "n_blocks_per_stage",
+    "expansion_per_stage",
+    "vit_n_blocks",
+)
+
+
+def check_network(checkpoint: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Compares the network of a checkpoint with the one that was built.
+
+    Raises:
+        ValueError: the plan has changed since; names what differs.
+    """
+    sizes = {key: value for key, value in description.items() if key in SIZES}
+    differing = differences(checkpoint.get("hyspark", {}), sizes)
+    if differing:
+        raise ValueError("the checkpoint does not fit the current plan:\n" + "\n".join(differing))
+
+
+def check_recipe(checkpoint: Mapping[str, Any], recipe: Recipe, log: Callable[[str], object]) -> None:
+    """Compares the recipe of a checkpoint with the current one: variables are easily forgotten in a new shell.
+
+    Raises:
+        ValueError: the weights mean something else with this recipe.
+    """
+    trained, here = checkpoint.get("recipe", {}), recipe.as_dict()
+    other = {name: trained[name] for name in here if name in trained and trained[name] != here[name]}
+    for name in FIXED_FIELDS:
+        if name in other:
+            raise ValueError(
+                f"the checkpoint was trained with {name} {text_of(other[name])}, but the recipe has "
+                f"{text_of(here[name])}; set {variable_name(name)}={text_of(other[name])}"
+            )
+    reported = {name: text_of(value) for name, value in other.items() if name not in UNREPORTED_FIELDS}
+    if reported:
+        differing = ", ".join(f"{name} {text_of(here[name])} (there: {value})" for name, value in reported.items())
+        variables = " ".join(f"{variable_name(name)}={value}" for name, value in reported.items())
+        log(
+            f"WARNING: the recipe differs from the checkpoint's: {differing}. To train with the checkpoint's values, "
+            f"set: {variables}"
+        )
+
+
+def group_mismatch(checkpoint: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why the optimizer's state does not fit these parameter groups; None: it fits.
+
+    PyTorch's own message does not say what to do.
+    """
+    trained = [group.get("name") for group in checkpoint["optimizer_state"]["param_groups"]]
+    here = [group.get("name") for group in groups]
+    if trained == here:
+        return None
+    return (
+        f"the checkpoint was trained with the parameter groups {', '.join(map(str, trained))}, but this recipe "
+        f"gives {', '.join(map(str, here))}: set layer_decay, encoder_hold_epochs and decoder_warmup_epochs to the "
+        "checkpoint's values (hyspark_nnunet checkpoint inspect shows them)"
+    )

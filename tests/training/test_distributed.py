@@ -1,0 +1,109 @@
+"""Several processes: what a trainer does as one of them, and DDP's gradients of real ones."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
+from hyspark_nnunet.masking import sample_visible
+from hyspark_nnunet.train import leave
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
+from hyspark_nnunet.training.loss import reconstruction_loss
+from tests.nnunet_plans import CUBIC, make_plans
+from tests.training.conftest import make_trainer
+
+ARGUMENTS = {
+    "input_channels": 1,
+    "n_stages": 3,
+    "features_per_stage": (4, 6, 12),
+    "conv_op": torch.nn.Conv3d,
+    "kernel_sizes": ((3, 3, 3),) * 3,
+    "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+    "n_blocks_per_stage": (1, 1, 1),
+    "expansion_per_stage": (2, 2, 2),
+    "vit_n_blocks": 1,
+    "vit_num_heads": 2,
+    "decoder_width": 12,
+}
+
+
+def _one_rank(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    network = HySparKMaskedAutoencoder(**ARGUMENTS).double().eval()
+    wrapped = DistributedDataParallel(network)
+    image, visible = torch.load(f"{folder}/batch.pt")
+    for _ in range(2):  # a parameter without gradient would stop the second step
+        network.zero_grad()
+        part = slice(rank, rank + 1)
+        reconstruction_loss(wrapped(image[part], visible[part], 2), image[part], visible[part]).backward()
+    torch.save({n: p.grad for n, p in network.named_parameters()}, f"{folder}/gradients_{rank}.pt")
+    dist.destroy_process_group()
+    # with DDP's wrapper still there: freed here, it may wait for a thread of gloo that waits for the interpreter
+    leave()
+
+
+def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:
+    """Real processes over gloo, DDP without the search for unused parameters; BatchNorm in eval, float64."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(2, 1, 8, 8, 8, generator=generator, dtype=torch.float64)
+    visible = sample_visible(2, (2, 2, 2), 0.75, generator)
+    torch.save((image, visible), tmp_path / "batch.pt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_one_rank, args=(port, str(tmp_path)), nprocs=2)
+    torch.manual_seed(0)
+    network = HySparKMaskedAutoencoder(**ARGUMENTS).double().eval()
+    reconstruction_loss(network(image, visible), image, visible).backward()
+    first, second = (torch.load(tmp_path / f"gradients_{rank}.pt") for rank in range(2))
+    for name, parameter in network.named_parameters():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], parameter.grad, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "compiled"), [(HySparKPretrainTrainer, False), (HySparKFinetuneTrainer, True)]
+)
+def test_networks_with_batchnorm_are_not_compiled_over_several_gpus(
+    trainer_class, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_compile", raising=False)
+    trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"}))
+    trainer.network = trainer_class.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, 2
+    )
+    trainer.device = torch.device("cuda")  # nnU-Net compiles nowhere else
+    assert trainer._do_i_compile()
+    trainer.is_ddp = True
+    assert trainer._do_i_compile()  # torchrun with one process
+    monkeypatch.setattr("hyspark_nnunet.training.distributed.world_size", lambda: 2)
+    assert trainer._do_i_compile() == compiled
+
+
+def test_who_writes_and_who_draws_what_does_not_follow_from_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's developers are about to make ``local_rank`` the rank on the machine: 0 for the third of four here."""
+    trainer = make_trainer(HySparKPretrainTrainer, make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"}))
+    trainer.network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
+    trainer.reset_optimizer()
+    trainer.num_input_channels = 1
+
+    def mask_and_file(rank: int, local_rank: int) -> tuple[torch.Tensor, bool]:
+        monkeypatch.setattr("hyspark_nnunet.training.loop.global_rank", lambda: rank)
+        trainer.local_rank = local_rank
+        trainer.on_train_epoch_start()
+        file = Path(trainer.output_folder, f"checkpoint_{rank}_{local_rank}.pth")
+        trainer.save_checkpoint(str(file))
+        return sample_visible(2, trainer.grid, 0.75, trainer.mask_generator), file.exists()
+
+    first, third = mask_and_file(0, local_rank=1), mask_and_file(2, local_rank=0)
+    assert first[1] and not third[1]
+    assert not torch.equal(first[0], third[0])
+    assert torch.equal(third[0], mask_and_file(2, local_rank=1)[0])

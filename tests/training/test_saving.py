@@ -1,0 +1,88 @@
+"""A trainer's state in a checkpoint, and a checkpoint in a trainer with another recipe."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hyspark_nnunet.checkpoints.storage import read_checkpoint
+from hyspark_nnunet.training.checkpoint_folder import FINAL, LATEST, PREVIOUS
+from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
+from tests.nnunet_plans import CUBIC, make_plans
+from tests.training.conftest import make_trainer
+
+
+class TestLoading:
+    """A checkpoint meets a trainer whose recipe is another."""
+
+    def trainer(self, trainer_class=HySparKFinetuneTrainer, resume: bool = False, **fields):
+        section = {"preset": "S", trainer_class.recipe_class.kind: fields}
+        plans = make_plans([16, 16, 16], CUBIC, hyspark=section) | {"continue_training": resume}
+        trainer = make_trainer(trainer_class, plans)
+        settings = trainer.configuration_manager
+        trainer.network = trainer_class.build_network_architecture(trainer.plans_manager, settings, 1, 2)
+        trainer.reset_optimizer()
+        trainer.num_input_channels, trainer.was_initialized = 1, True
+        return trainer
+
+    def saved(self, trainer, name: str = FINAL, epochs: int = 1) -> str:
+        trainer.write_checkpoint(str(Path(trainer.output_folder, name)), epochs)
+        return str(Path(trainer.output_folder, name))
+
+    def test_a_validation_needs_no_optimizer(self) -> None:
+        trained = self.trainer(layer_decay=0.5)
+        path = self.saved(trained)
+        validating = self.trainer()
+        validating.load_checkpoint(path)
+        for name, tensor in trained.network.state_dict().items():
+            assert torch.equal(validating.network.state_dict()[name], tensor)
+        message = "the checkpoint was trained with the parameter groups"
+        with pytest.raises(ValueError, match=message):
+            validating.check_optimizer_restored()
+        with pytest.raises(ValueError, match=message):
+            self.trainer(resume=True).load_checkpoint(path)
+
+    def test_a_checkpoint_does_not_say_where_the_scans_lie(self) -> None:
+        trainer = self.trainer()
+        given = trainer.my_init_kwargs["dataset_json"] | {
+            "dataset": {"a": {"images": ["/clinic/a.nii.gz"], "label": "labelsTr/a.nii.gz"}},
+            "hyspark_nnunet": {"left_out": {"b": "/clinic/b.nii.gz cannot be read"}},
+        }
+        trainer.my_init_kwargs["dataset_json"] = dict(given)
+        arguments = read_checkpoint(Path(self.saved(trainer)))["init_args"]
+        assert "/clinic" not in str(arguments)
+        assert arguments["dataset_json"]["labels"] == given["labels"]
+        assert trainer.my_init_kwargs["dataset_json"] == given
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_a_trial_that_writes_nothing_removes_nothing(self, kept: bool) -> None:
+        trainer = self.trainer()
+        files = [Path(self.saved(trainer, name)) for name in (LATEST, LATEST)] + [Path(trainer.output_folder, PREVIOUS)]
+        trainer.disable_checkpointing = kept
+        trainer.on_train_end()
+        assert [file.exists() for file in files] == [kept] * 3
+        assert Path(trainer.output_folder, FINAL).exists() != kept
+
+    def test_the_table_of_groups_has_the_rates_to_come(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Not those of the checkpoint, whose recipe was another."""
+        path = self.saved(self.trainer(initial_lr=1e-3, layer_decay=0.5))
+        again = self.trainer(resume=True, initial_lr=2e-4, layer_decay=0.75)
+        again.load_checkpoint(path)
+        capsys.readouterr()
+        again.print_groups()
+        peaks = [line.split()[-2] for line in capsys.readouterr().out.splitlines() if ": weights" in line]
+        assert peaks == [f"{2e-4 * 0.75**distance:.3g}" for distance in range(8)]
+
+    def test_what_differs_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
+        path = self.saved(self.trainer(initial_lr=2e-3, warmup_fraction=0.1, seed=3))
+        again = self.trainer(warmup_fraction=0.1, num_epochs=7)
+        capsys.readouterr()
+        again.load_checkpoint(path)
+        said = capsys.readouterr().out
+        assert "differs from the checkpoint's: initial_lr 0.0001 (there: 0.002). To train with" in said
+        assert said.count("HYSPARK_") == 1 and "HYSPARK_INITIAL_LR=0.002\n" in said
+
+    def test_weights_that_mean_something_else_are_refused(self) -> None:
+        path = self.saved(self.trainer(HySparKPretrainTrainer, standardise_targets=False))
+        with pytest.raises(ValueError, match=r"standardise_targets no, .* has yes; set HYSPARK_STANDARDISE_TARGETS=no"):
+            self.trainer(HySparKPretrainTrainer).load_checkpoint(path)
