@@ -19,7 +19,7 @@ from benchmarks.measuring import machine
 from hyspark_nnunet import __version__
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.training.checkpoint_folder import FINAL
-from hyspark_nnunet.training.probing import PROBE_BEFORE_KEY, PROBE_KEY
+from hyspark_nnunet.training.probe.scheduled import PROBE_BEFORE_KEY, PROBE_KEY
 
 Record = dict[str, Any]
 

@@ -30,7 +30,6 @@ class DistributedTraining(SavedTraining):
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             else:
-                self.grad_scaler = None
                 # nnU-Net gives every process all processors
                 torch.set_num_threads(max(1, torch.get_num_threads() // processes_on_machine()))
 

@@ -1,7 +1,7 @@
 """Self-supervised pre-training on preprocessed nnU-Net data sets, whatever the family of the network."""
 
 import json
-from contextlib import nullcontext
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,17 +24,20 @@ from hyspark_nnunet.training.data.image_transforms import pretraining_transforms
 from hyspark_nnunet.training.data.loader_processes import augmenter
 from hyspark_nnunet.training.data.unreadable_cases import RedrawingLoader, fault_of
 from hyspark_nnunet.training.loss import reconstruction_loss
-from hyspark_nnunet.training.probing import ProbingTrainer
+from hyspark_nnunet.training.probe.cases import LabelledCases, cases_of_dataset
+from hyspark_nnunet.training.probe.linear_probe import LinearProbe, ProbeScore, has_labels
+from hyspark_nnunet.training.probe.scheduled import PROBE_BEFORE_KEY, ScheduledProbe
 from hyspark_nnunet.training.runtime.precision import autocast_dtype
 from hyspark_nnunet.training.runtime.ranks import world_size
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
+from hyspark_nnunet.training.trainer import RecipeTrainer
 from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities
 
 # of the last validation, as in nnUNetTrainer: processes that drift apart run into the timeout of their next meeting
 CASES_BETWEEN_BARRIERS = 20
 
 
-class PretrainTrainer(ProbingTrainer):
+class PretrainTrainer(RecipeTrainer):
     """Pre-trains a family's masked autoencoder; labels serve nnU-Net's foreground sampling and the probe alone.
 
     Data loading and spatial augmentation are nnU-Net's.
@@ -42,6 +45,7 @@ class PretrainTrainer(ProbingTrainer):
 
     recipe_class: ClassVar[type[PretrainRecipe]] = PretrainRecipe
     recipe: PretrainRecipe
+    logged_once = (PROBE_BEFORE_KEY,)
 
     def __init__(
         self,
@@ -53,15 +57,13 @@ class PretrainTrainer(ProbingTrainer):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
-        self.autocast_dtype = autocast_dtype(self.device)
-        if self.autocast_dtype == torch.bfloat16:
-            self.grad_scaler = None
         self.unit = unit_size(self.strides)
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
         self._target_is_clean = self.recipe.intensity_augmentation == OF_INPUT
-        # of the held-out patches; known with them
+        # of the held-out patches, once they are drawn
         self._loss_of_means: float | None = None
+        self.probe = ScheduledProbe(self.recipe, self.logger, self.print_to_log_file, self._score_encoder)
 
     def check_configuration(self, settings: ConfigurationManager, name: str) -> None:
         if settings.previous_stage_name is not None:
@@ -146,7 +148,10 @@ class PretrainTrainer(ProbingTrainer):
             made.has_ignore = False
             return made
 
-        self.make_probe(dataset_tr, dataset_val, mirror_axes or ())
+        if self.recipe.probe_every:
+            cases = self._cases_to_probe(dataset_tr.identifiers, dataset_val.identifiers)
+            if self.rank == 0:
+                self.probe.draw(cases, patch_size, mirror_axes or ())
         held_out = HeldOutPatches(
             loader(dataset_val, patch_size, None),
             self.num_val_iterations_per_epoch,
@@ -165,10 +170,34 @@ class PretrainTrainer(ProbingTrainer):
         processes = get_allowed_n_proc_DA()
         return augmenter(training_loader, processes, max(6, processes // 2), self.device.type == "cuda"), held_out
 
+    def _cases_to_probe(self, training: Sequence[str], held_out: Sequence[str]) -> LabelledCases | None:
+        """Labelled cases for the linear probe; None: there are no labels.
+
+        Raises:
+            FileNotFoundError, ValueError: see ``cases_of_dataset``; on every rank.
+        """
+        if self.recipe.probe_dataset is not None:
+            return cases_of_dataset(
+                self.recipe.probe_dataset, self.plans_manager, self.configuration_name, self.dataset_json
+            )
+        if not has_labels(self.dataset_json):
+            return None
+        folder = self.preprocessed_dataset_folder
+        return LabelledCases(folder, self.dataset_class, self.label_manager, training, held_out)
+
     # -------------------------------------------------------------------------------------------------- steps
 
-    def autocast(self) -> Any:
-        return nullcontext() if self.autocast_dtype is None else torch.autocast("cuda", self.autocast_dtype)
+    def choose_autocast_dtype(self) -> torch.dtype | None:
+        return autocast_dtype(self.device)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.probe.score_start(self.current_epoch)
+
+    def _score_encoder(self, probe: LinearProbe) -> ProbeScore:
+        self.network.eval()
+        with self.autocast():
+            return probe.score(self.bare_network.encoder, self.device)
 
     def _loss_of(self, image: Tensor, visible: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss against ``target``, where it is not the image itself that is to be rebuilt."""
@@ -215,7 +244,7 @@ class PretrainTrainer(ProbingTrainer):
 
     def judge_epoch(self) -> bool:
         """The best checkpoint is that of the lowest validation loss; nnU-Net judges by a Dice."""
-        self.probe_epoch(self.current_epoch + 1)
+        self.probe.score_epoch(self.current_epoch)
         val_loss = self.logger.get_value("val_losses", step=-1)
         # nnU-Net's field for the best value so far, which its checkpoints carry
         if not np.isfinite(val_loss) or (self._best_ema is not None and val_loss >= self._best_ema):
@@ -226,7 +255,7 @@ class PretrainTrainer(ProbingTrainer):
 
     def picture_epoch(self, done: int) -> None:
         path = Path(self.output_folder) / "progress.png"
-        progress_picture(self.logger.get_value, path, self.probe_curve, self.probe_before, self._loss_of_means)
+        progress_picture(self.logger.get_value, path, self.probe.curve, self.probe.before, self._loss_of_means)
         if done in (1, self.num_epochs) or done % self.recipe.picture_every == 0:
             self._picture_held_out(Path(self.output_folder) / "reconstructions" / f"epoch_{done:04d}.png", done)
 

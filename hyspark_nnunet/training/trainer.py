@@ -71,6 +71,9 @@ class RecipeTrainer(DistributedTraining):
         self.check_configuration(settings, configuration)
 
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.autocast_dtype = self.choose_autocast_dtype()
+        if self.autocast_dtype != torch.float16:
+            self.grad_scaler = None  # nnU-Net's; other types have float32's range
         self.initial_lr = self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
         self.num_epochs = self.recipe.num_epochs
@@ -222,9 +225,13 @@ class RecipeTrainer(DistributedTraining):
         self.advance_schedule()  # a checkpoint's optimizer brings the rates of its recipe
         self.print_to_log_file(f"\n{describe_groups(self.optimizer, self.group_notes())}\n", add_timestamp=False)
 
+    def choose_autocast_dtype(self) -> torch.dtype | None:
+        """The type of the forward pass: as in nnU-Net float16 on CUDA; None: float32, no autocast."""
+        return torch.float16 if self.device.type == "cuda" else None
+
     def autocast(self) -> Any:
-        """Half precision where nnU-Net takes it: on CUDA."""
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+        """A context for the forward pass."""
+        return nullcontext() if self.autocast_dtype is None else torch.autocast("cuda", self.autocast_dtype)
 
     def advance_schedule(self) -> None:
         """Sets the learning rate of this iteration; nnU-Net sets it once an epoch, too coarse for a warm-up."""

@@ -67,7 +67,10 @@ def test_continued_equals_uninterrupted(
         file.write_bytes(file.read_bytes()[:-5000])
     run = commands.train(trainer, tmp_path / "results", "--c")
     if latest == "truncated":
-        assert "checkpoint_latest.pth is not a readable checkpoint" in run.printed and "This file is skipped" in run.printed
+        assert (
+            "checkpoint_latest.pth is not a readable checkpoint" in run.printed
+            and "This file is skipped" in run.printed
+        )
         assert "Continuing from " in run.printed and "checkpoint_previous.pth" in run.printed
         expected = interrupted.steps() + whole.steps()[3:]
     else:

@@ -63,6 +63,14 @@ class TestLoading:
         assert [file.exists() for file in files] == [kept] * 3
         assert Path(trainer.output_folder, FINAL).exists() != kept
 
+    def test_a_checkpoint_inside_an_epoch_leaves_out_what_that_has_logged(self) -> None:
+        """It keeps what does not belong to an epoch."""
+        trainer = self.trainer(HySparKPretrainTrainer)
+        lists = trainer.logger.local_logger.my_fantastic_logging
+        lists |= {"train_losses": [1.0], "probe_dice": [0.4], "probe_dice_before": [0.5]}
+        kept = trainer.logged_until(0)
+        assert kept["train_losses"] == kept["probe_dice"] == [] and kept["probe_dice_before"] == [0.5]
+
     def test_the_table_of_groups_has_the_rates_to_come(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Not those of the checkpoint, whose recipe was another."""
         path = self.saved(self.trainer(initial_lr=1e-3, layer_decay=0.5))

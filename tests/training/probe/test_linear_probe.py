@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +10,13 @@ import pytest
 import torch
 from matplotlib.image import imread
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from hyspark_nnunet.commands.dataset_network import DatasetNetwork
 from hyspark_nnunet.commands.probe_checkpoints import probe_of
+from hyspark_nnunet.recipe.recipe import PretrainRecipe
 from hyspark_nnunet.training.hyspark import HySparKPretrainTrainer
 from hyspark_nnunet.training.probe.cases import LabelledCases, cases_of_dataset, preprocessed_cases
 from hyspark_nnunet.training.probe.linear_probe import (
@@ -27,6 +28,7 @@ from hyspark_nnunet.training.probe.linear_probe import (
     has_labels,
     with_room,
 )
+from hyspark_nnunet.training.probe.scheduled import ScheduledProbe
 from hyspark_nnunet.visualisation import progress_picture
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
@@ -165,29 +167,25 @@ def test_a_class_that_is_nowhere_has_no_score() -> None:
     assert score == {} and math.isnan(score.mean)
 
 
-def test_the_log_has_a_value_for_every_epoch_also_of_an_older_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_has_a_value_for_every_epoch_also_of_an_older_checkpoint(tmp_path: Path) -> None:
     """nnU-Net's logger refuses gaps; a checkpoint from before the probe has no such list at all."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    plans = make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"})
-    trainer = HySparKPretrainTrainer(plans, "3d_fullres", 0, DATASET_JSON, torch.device("cpu"))
-    trainer.network, trainer.probe = nn.Sequential(OrderedDict(encoder=Encoder(True))), make((12, 16, 12))
-    log = trainer.logger.local_logger.my_fantastic_logging
-    assert "probe_dice" not in log
+    logger, lines = MetaLogger(str(tmp_path), False), []
+    scheduled = ScheduledProbe(
+        PretrainRecipe(), logger, lines.append, lambda probe: probe.score(Encoder(True), torch.device("cpu"))
+    )
+    log = logger.local_logger.my_fantastic_logging
+    scheduled.score_start(0)
+    scheduled.score_epoch(0)
+    assert "probe_dice" not in log and scheduled.curve is scheduled.before is None  # no patches, no probe
+    scheduled.probe = make((12, 16, 12))
+    scheduled.score_start(8)  # where the untrained encoder stood is not known any more
     for epoch in (8, 9):  # the second is due
-        trainer.current_epoch = epoch
-        trainer.probe_epoch(epoch + 1)
-    assert [math.isnan(dice) for dice in log["probe_dice"]] == [True] * 9 + [False]
-    assert "probe_dice 0." in next(tmp_path.rglob("training_log_*.txt")).read_text()
-    # where the untrained encoder stood is not known any more
-    assert trainer.probe_before is None
-    # a checkpoint inside an epoch leaves out what that has logged, and keeps what is no epoch's
-    log |= {"train_losses": [1.0], "probe_dice_before": [0.5]}
-    kept = trainer.logged_until(0)
-    assert kept["train_losses"] == kept["probe_dice"] == [] and kept["probe_dice_before"] == [0.5]
-    pictures = {"without": (), "with": (trainer.probe_curve,), "with_start": (trainer.probe_curve, 0.5)}
+        scheduled.score_epoch(epoch)
+    assert [math.isnan(dice) for dice in scheduled.curve] == [True] * 9 + [False]
+    assert len(lines) == 1 and lines[0].startswith("probe_dice 0.") and scheduled.before is None
+    scheduled.score_start(0)
+    assert scheduled.before > 0.5 and lines[1].startswith("probe_dice before the first step 0.")
+    pictures = {"without": (), "with": (scheduled.curve,), "with_start": (scheduled.curve, 0.5)}
     for name, probe in pictures.items():
         progress_picture({"train_losses": [1.0]}, tmp_path / f"{name}.png", *probe)
     without, with_curve, with_start = (imread(tmp_path / f"{name}.png") for name in pictures)
