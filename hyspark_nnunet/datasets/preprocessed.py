@@ -56,6 +56,11 @@ def check_holds_cases(folder: Path | None, plans_manager: PlansManager, configur
         name = plans_manager.dataset_name
         raise FileNotFoundError(
             f"{name} is not preprocessed for configuration '{configuration_name}': {folder} is missing or empty. Run: "
-            f"nnUNetv2_preprocess -d {name[7:10].lstrip('0')} -c {configuration_name} "
-            f"-plans_name {plans_manager.plans_name}"
+            f"{preprocess_command(plans_manager, configuration_name)}"
         )
+
+
+def preprocess_command(plans_manager: PlansManager, configuration_name: str) -> str:
+    """nnU-Net's command that preprocesses a data set for a configuration of these plans."""
+    number = plans_manager.dataset_name[7:10].lstrip("0")
+    return f"nnUNetv2_preprocess -d {number} -c {configuration_name} -plans_name {plans_manager.plans_name}"

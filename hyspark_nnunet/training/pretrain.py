@@ -301,7 +301,7 @@ class PretrainTrainer(RecipeTrainer):
         rounds = len(keys) // world_size()
         keys = keys[self.rank :: world_size()]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, keys)
-        results = []
+        results: list[dict[str, Any]] = []
         for number, key in enumerate(keys, start=1):
             if self.is_ddp and number <= rounds and number % CASES_BETWEEN_BARRIERS == 0:
                 torch.distributed.barrier()

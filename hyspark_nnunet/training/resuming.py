@@ -1,11 +1,15 @@
-"""Whether a checkpoint can be resumed by a training whose recipe or plan may have changed since."""
+"""Whether earlier checkpoints fit a training whose recipe or plan may have changed since."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.checkpoints.transfer import differences
 from hyspark_nnunet.recipe.fields import text_of, variable_name
 from hyspark_nnunet.recipe.recipe import Recipe
+from hyspark_nnunet.recipe.sources import resolve_recipe
 
 # recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
 NETWORK_FIELDS = ("preset", "decoder_width")
@@ -60,6 +64,27 @@ def check_recipe(checkpoint: Mapping[str, Any], recipe: Recipe, log: Callable[[s
             f"WARNING: the recipe differs from the checkpoint's: {differing}. To train with the checkpoint's values, "
             f"set: {variables}"
         )
+
+
+def check_other_folds(output_folder: Path, configuration_name: str, recipe: Recipe) -> None:
+    """All folds share one plans.json, which can describe one network only.
+
+    Raises:
+        ValueError: other folds were trained with another network.
+    """
+    folder = output_folder.parent
+    others = [file for file in folder.glob("fold_*/checkpoint_*.pth") if file.parent != output_folder]
+    if not others or not (folder / "plans.json").is_file():
+        return
+    earlier = PlansManager(str(folder / "plans.json")).get_configuration(configuration_name)
+    trained = resolve_recipe(type(recipe), earlier.configuration.get("hyspark"), environment={}).as_dict()
+    for name, value in recipe.as_dict().items():
+        if name in NETWORK_FIELDS and value != trained[name]:
+            raise ValueError(
+                f"{folder} holds folds trained with {name} {trained[name]} ({others[0].parent.name}), but this "
+                f"recipe has {name} {value}: the folds share one plans.json, which describes one network. Set "
+                f"{variable_name(name)}={trained[name]}, or use another plans name (-p) or results folder"
+            )
 
 
 def group_mismatch(checkpoint: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str | None:

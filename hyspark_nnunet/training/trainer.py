@@ -1,8 +1,7 @@
 """What both trainers share: the recipe, the network's description, checkpoints, pre-trained weights."""
 
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,13 +9,12 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import save_json
-from nnunetv2.run import run_training
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
 
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
@@ -24,15 +22,23 @@ from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.datasets.dataset_json import without_files
-from hyspark_nnunet.datasets.preprocessed import check_holds_cases
+from hyspark_nnunet.datasets.preprocessed import check_holds_cases, preprocess_command
 from hyspark_nnunet.masking import mask_grid, unit_size
-from hyspark_nnunet.recipe.fields import variable_name
 from hyspark_nnunet.recipe.recipe import Recipe, save_recipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
+from hyspark_nnunet.training.data.fold_cases import (
+    SPLITS,
+    check_can_be_split,
+    check_fold,
+    listed_cases,
+    missing_cases,
+    raw_folder_of,
+)
 from hyspark_nnunet.training.distributed import DistributedTraining
 from hyspark_nnunet.training.network_family import NetworkFamily
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
-from hyspark_nnunet.training.resuming import NETWORK_FIELDS
+from hyspark_nnunet.training.pretrained_weights import route_pretrained_weights
+from hyspark_nnunet.training.resuming import NETWORK_FIELDS, check_other_folds
 from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.schedules import ProgressScheduler
 
@@ -65,7 +71,11 @@ class RecipeTrainer(DistributedTraining):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ) -> None:
-        # before nnU-Net makes a folder or a log file
+        if not nnUNet_results.is_set():  # nnU-Net would fail with a TypeError
+            raise ValueError(
+                "nnUNet_results is not set: export nnUNet_results=FOLDER, the folder that trainings are written to"
+            )
+        # before nnU-Net creates a folder or a log file
         settings = PlansManager(plans).get_configuration(configuration)
         self.recipe = resolve_recipe(self.recipe_class, settings.configuration.get("hyspark"))
         self.check_configuration(settings, configuration)
@@ -111,7 +121,7 @@ class RecipeTrainer(DistributedTraining):
         if self.was_initialized:
             raise RuntimeError("initialize was called twice: a trainer builds its network once")
         self._check_preprocessed()
-        self._check_same_network_as_other_folds()
+        check_other_folds(Path(self.output_folder), self.configuration_name, self.recipe)
         self._write_recipe_to_plans()
         self._set_batch_size_and_oversample()
         self.num_input_channels = determine_num_input_channels(
@@ -139,7 +149,7 @@ class RecipeTrainer(DistributedTraining):
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         self.was_initialized = True
         self.logger.update_config({"hparas": {**self.recipe.as_dict(), "batch_size": self.global_batch_size}})
-        self._route_pretrained_weights()
+        route_pretrained_weights(self)
         self.print_to_log_file(f"\nRecipe of {type(self).__name__}:\n{self.recipe.describe()}\n", add_timestamp=False)
 
     def describe_network(self) -> dict[str, Any]:
@@ -182,23 +192,6 @@ class RecipeTrainer(DistributedTraining):
         self.configuration_manager.configuration["hyspark"] = section
         if self.recipe.batch_size is not None:
             self.configuration_manager.configuration["batch_size"] = self.recipe.batch_size
-
-    def _check_same_network_as_other_folds(self) -> None:
-        """All folds share one plans.json: it can describe one network only."""
-        folder = Path(self.output_folder_base)
-        others = [f for f in folder.glob("fold_*/checkpoint_*.pth") if f.parent != Path(self.output_folder)]
-        if not others or not (folder / "plans.json").is_file():
-            return
-        earlier = PlansManager(str(folder / "plans.json")).get_configuration(self.configuration_name)
-        trained = resolve_recipe(self.recipe_class, earlier.configuration.get("hyspark"), environment={}).as_dict()
-        for name, value in self.recipe.as_dict().items():
-            if name in NETWORK_FIELDS and value != trained[name]:
-                raise ValueError(
-                    f"{folder} holds folds trained with {name} {trained[name]} ({others[0].parent.name}), but this "
-                    f"recipe has {name} {value}: the folds share one plans.json, which describes one network. Set "
-                    f"{variable_name(name)}={trained[name]}, or keep the new one apart by another plans name (-p) or "
-                    f"results folder"
-                )
 
     # ------------------------------------------------------------------------------------------- optimisation
 
@@ -248,6 +241,8 @@ class RecipeTrainer(DistributedTraining):
         if self.pretrained_weights is None and not self.checkpoints.is_ours:
             self.print_to_log_file("No -pretrained_weights given: training from random weights.")
         self.print_groups()
+        if self.rank == 0:
+            self._check_all_cases_preprocessed()
         self.make_split_in_turn()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
@@ -266,27 +261,36 @@ class RecipeTrainer(DistributedTraining):
         if self.is_ddp:
             dist.barrier()
 
-    # --------------------------------------------------------------------------------------- pretrained weights
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's training and validation cases of the fold.
 
-    def _route_pretrained_weights(self) -> None:
-        """Lets ``-pretrained_weights`` load through ``checkpoints.transfer``.
-
-        nnU-Net loads them by a function of its module ``run_training`` that demands every key with equal shape, and
-        leaves a trainer no other hook. Only this trainer's network is rerouted.
+        Raises:
+            ValueError: the fold cannot be trained; says what to do.
         """
-        stock: Callable[..., None] = run_training.load_pretrained_weights
+        splits_file = Path(self.preprocessed_dataset_folder_base, SPLITS)
+        preprocessed = self._preprocessed_cases()
+        if self.fold != "all" and not splits_file.is_file():
+            check_can_be_split(preprocessed, splits_file)
+        training, validation = super().do_split()
+        check_fold(self.fold, training, validation, preprocessed, splits_file)
+        return training, validation
 
-        def load(network: nn.Module, fname: str, verbose: bool = False) -> None:
-            if network is self.network:
-                self.load_pretrained_weights(fname)
-            else:
-                stock(network, fname, verbose=verbose)
+    def _preprocessed_cases(self) -> list[str]:
+        dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
+        return dataset_class.get_identifiers(self.preprocessed_dataset_folder)
 
-        # run as a script, nnU-Net's module has another name
-        for name in (run_training.__name__, "__main__", "__mp_main__"):
-            module = sys.modules.get(name)
-            if getattr(module, "load_pretrained_weights", None) is stock:
-                module.load_pretrained_weights = load  # type: ignore[union-attr]
+    def _check_all_cases_preprocessed(self) -> None:
+        folder, name = Path(self.preprocessed_dataset_folder_base), self.plans_manager.dataset_name
+        message = missing_cases(
+            listed_cases(raw_folder_of(name), folder, self.dataset_json),
+            self._preprocessed_cases(),
+            preprocess_command(self.plans_manager, self.configuration_name),
+            None if self.fold == "all" else folder / SPLITS,
+        )
+        if message is not None:
+            self.print_to_log_file(f"WARNING: {message}")
+
+    # --------------------------------------------------------------------------------------- pretrained weights
 
     def load_pretrained_weights(self, path: str) -> None:
         """Starts the network from a file; prints and saves what was loaded, adapted, left at random and unused.

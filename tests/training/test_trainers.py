@@ -59,6 +59,12 @@ def test_a_recipe_field_that_does_not_exist(trainer_class, monkeypatch: pytest.M
         make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC))
 
 
+def test_no_folder_for_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(ValueError, match="nnUNet_results is not set: export nnUNet_results=FOLDER"):
+        make_trainer(HySparKFinetuneTrainer, make_plans([16, 16, 16], CUBIC))
+
+
 def test_a_decoder_width_that_cannot_be_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYSPARK_DECODER_WIDTH", "100")
     with pytest.raises(ValueError, match="decoder_width 100 cannot be halved 3 times.*multiple of 8"):
