@@ -16,21 +16,10 @@ from hyspark_nnunet.train import leave
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
 from tests.nnunet_plans import CUBIC, make_plans
+from tests.small_networks import small_arguments
 from tests.training.conftest import make_trainer
 
-ARGUMENTS = {
-    "input_channels": 1,
-    "n_stages": 3,
-    "features_per_stage": (4, 6, 12),
-    "conv_op": torch.nn.Conv3d,
-    "kernel_sizes": ((3, 3, 3),) * 3,
-    "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
-    "n_blocks_per_stage": (1, 1, 1),
-    "expansion_per_stage": (2, 2, 2),
-    "vit_n_blocks": 1,
-    "vit_num_heads": 2,
-    "decoder_width": 12,
-}
+ARGUMENTS = small_arguments(features_per_stage=(4, 6, 12), n_blocks_per_stage=(1, 1, 1), decoder_width=12)
 
 
 def _one_rank(rank: int, port: int, folder: str) -> None:

@@ -9,13 +9,8 @@ import torch
 from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.training.hyspark import HySparKPretrainTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
-<<<<<<< HEAD
-from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
-from tests.small_networks import small_arguments
-=======
 from tests.nnunet_plans import CUBIC, make_plans
 from tests.training.conftest import make_trainer
->>>>>>> 7c8cd53 (CheckpointFolder owns a folder of checkpoints; the rank comes from torch.distributed; tests of loop, saving and processes in files of their own)
 
 
 @pytest.fixture
@@ -161,45 +156,3 @@ def test_a_step_that_is_not_finite_leaves_nothing_behind(trainer: HySparKPretrai
         assert all(torch.equal(moments[name], before[1][number][name]) for name in moments)
     trainer.train_step({"data": smooth_patches()})
     assert trainer._nonfinite_in_row == 0
-<<<<<<< HEAD
-
-
-ARGUMENTS = small_arguments(features_per_stage=(4, 6, 12), n_blocks_per_stage=(1, 1, 1), decoder_width=12)
-
-
-def _one_rank(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    network = HySparKMaskedAutoencoder(**ARGUMENTS).double().eval()
-    wrapped = DistributedDataParallel(network)
-    image, visible = torch.load(f"{folder}/batch.pt")
-    for _ in range(2):  # a parameter without gradient would stop the second step
-        network.zero_grad()
-        part = slice(rank, rank + 1)
-        reconstruction_loss(wrapped(image[part], visible[part], 2), image[part], visible[part]).backward()
-    torch.save({n: p.grad for n, p in network.named_parameters()}, f"{folder}/gradients_{rank}.pt")
-    dist.destroy_process_group()
-    # with DDP's wrapper still there: freed here, it may wait for a thread of gloo that waits for the interpreter
-    leave()
-
-
-def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:
-    """Real processes over gloo, DDP without the search for unused parameters; BatchNorm in eval, float64."""
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randn(2, 1, 8, 8, 8, generator=generator, dtype=torch.float64)
-    visible = sample_visible(2, (2, 2, 2), 0.75, generator)
-    torch.save((image, visible), tmp_path / "batch.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_one_rank, args=(port, str(tmp_path)), nprocs=2)
-    torch.manual_seed(0)
-    network = HySparKMaskedAutoencoder(**ARGUMENTS).double().eval()
-    reconstruction_loss(network(image, visible), image, visible).backward()
-    first, second = (torch.load(tmp_path / f"gradients_{rank}.pt") for rank in range(2))
-    for name, parameter in network.named_parameters():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], parameter.grad, rtol=1e-8, atol=1e-8)
-=======
->>>>>>> 7c8cd53 (CheckpointFolder owns a folder of checkpoints; the rank comes from torch.distributed; tests of loop, saving and processes in files of their own)
