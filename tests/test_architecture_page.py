@@ -70,7 +70,7 @@ def test_the_names_are_many() -> None:
 
 
 def test_the_shapes_are_those_of_a_forward_pass() -> None:
-    rows = re.findall(r"^\| (.+?) \| `.+?` \| ([\dx ]+) \|$", SECTIONS["The shapes on the way"], re.MULTILINE)
+    rows = re.findall(r"^\| (.+?) \| `.+?` \| ([\dx ]+) \|$", SECTIONS["Shapes"], re.MULTILINE)
     n, patch = 4, (40, 56, 40)
     network = HySparKMaskedAutoencoder(**preset_arguments("S", n), decoder_width=decoder_width(n, "S", None))
     grid = mask_grid(patch, network.encoder.unit)
