@@ -14,6 +14,8 @@ from typing import Any
 from hyspark_nnunet import __version__
 from hyspark_nnunet.commands.plan_options import add_plan_commands
 
+FILE_HELP = ".pth or .safetensors, of ours or of the HySparK release; or hf://ORG/NAME[/FILE][@REVISION]"
+
 
 def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser(
@@ -49,7 +51,7 @@ def _add_checkpoint(commands: Any) -> None:
         description="Prints what a file is, its sizes and recipe; with -d also what -pretrained_weights would do on "
         "that data set. Exit status 1 where the file is refused or does not fit.",
     )
-    inspect.add_argument("file", metavar="FILE", help=".pth or .safetensors, of ours or of the HySparK release")
+    inspect.add_argument("file", metavar="FILE", help=FILE_HELP)
     _add_target(inspect, "data set (number or name) that the file is to fit")
     inspect.add_argument(
         "-tr",
@@ -64,7 +66,7 @@ def _add_checkpoint(commands: Any) -> None:
         help="the same weights as another kind of file",
         description="Writes the weights as another kind of file, reads it back and compares, bit by bit.",
     )
-    convert.add_argument("file", metavar="FILE", help=".pth or .safetensors, of ours or of the HySparK release")
+    convert.add_argument("file", metavar="FILE", help=FILE_HELP)
     convert.add_argument("out", metavar="OUT", help="new file")
     convert.add_argument(
         "--to", dest="kind", required=True, choices=("hyspark-release", "nnunet", "safetensors"), help="kind"
@@ -79,7 +81,7 @@ def _add_checkpoint(commands: Any) -> None:
         "data set, and prints its Dice on others: for random weights, and for each file.",
     )
     probe.add_argument(
-        "files", nargs="*", metavar="FILE", help=".pth or .safetensors, of ours or of the HySparK release"
+        "files", nargs="*", metavar="FILE", help=FILE_HELP
     )
     _add_target(probe, "labelled data set (number or name)", required=True)
     probe.add_argument(

@@ -58,6 +58,14 @@ def encoder_sizes(state: Mapping[str, Tensor]) -> EncoderSizes | None:
     return EncoderSizes(stem.shape[1], features, blocks, expansions, kernels, vit_width, n_transformer_blocks)
 
 
+def decoder_expansions(state: Mapping[str, Tensor]) -> list[int] | None:
+    """Expansions of the segmentation decoder's blocks on the skips, fine to coarse; None where it has none."""
+    levels = 1 + _highest(state, r"decoder\.levels\.(\d+)\.skip_block\.")
+    expand = [state.get(f"decoder.levels.{level}.skip_block.expand.weight") for level in reversed(range(levels))]
+    found = [weight.shape[0] // weight.shape[1] for weight in expand if weight is not None]
+    return found if found and len(found) == len(expand) else None
+
+
 def _highest(state: Mapping[str, Tensor], pattern: str) -> int:
     """The highest number at the pattern's group; -1 where no name matches."""
     return max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1)

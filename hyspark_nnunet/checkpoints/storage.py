@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.checkpoints.hub import local_file
 from hyspark_nnunet.checkpoints.reference import from_reference, reference_form
 
 WEIGHT_KEYS = ("network_weights", "state_dict", "model")
@@ -87,7 +88,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: 
     """Reads a checkpoint without executing anything in it.
 
     Args:
-        path: of the file.
+        path: of the file, or its address on the Hugging Face hub (see ``hub``).
         device: where its tensors go.
         mmap: read tensors when they are used: quick where only numbers are. For .pth files.
 
@@ -95,7 +96,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: 
         FileNotFoundError: there is no such file.
         ValueError: the file is empty, is no checkpoint, or would have to execute code to be read.
     """
-    path = Path(path)
+    path = local_file(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no checkpoint file at {path}: give the path of a .pth or .safetensors file, such as checkpoint_final.pth"
@@ -123,8 +124,9 @@ def read_weights(path: str | Path) -> SourceWeights:
     """Reads network weights from a file of ours or of the HySparK release.
 
     Args:
-        path: a ``.pth`` or ``.safetensors`` file; the weights bare or under ``network_weights``, ``state_dict`` or
-            ``model``, with or without what DDP and torch.compile put into names.
+        path: a ``.pth`` or ``.safetensors`` file, or its address on the Hugging Face hub (see ``hub``); the weights
+            bare or under ``network_weights``, ``state_dict`` or ``model``, with or without what DDP and
+            torch.compile put into names.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -4,11 +4,11 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from hyspark_nnunet.checkpoints.hub import local_file
 from hyspark_nnunet.checkpoints.reference import own_form
 from hyspark_nnunet.checkpoints.report import part_of
 from hyspark_nnunet.checkpoints.sizes import encoder_sizes
@@ -31,8 +31,9 @@ def inspect_checkpoint(
     Raises:
         FileNotFoundError, ValueError: see ``read_weights`` and ``network_of_dataset``.
     """
-    weights = read_weights(file)
-    print(f"{file}, {Path(file).stat().st_size / 1e6:.1f} MB")
+    path = local_file(file)
+    weights = read_weights(path)
+    print(f"{file}, {path.stat().st_size / 1e6:.1f} MB")
     print(describe_file(weights))
     if dataset is None:
         return 0

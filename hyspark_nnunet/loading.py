@@ -1,0 +1,259 @@
+"""Networks in Python, with pre-trained weights or without: nothing of nnU-Net's folders, plans or variables is needed.
+
+``import hyspark_nnunet`` offers these functions. What is loaded, adapted and left at random is decided as in the
+trainers (``checkpoints.transfer``).
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from hyspark_nnunet.architectures.plan_arguments import per_axis
+from hyspark_nnunet.architectures.presets import PRESETS
+from hyspark_nnunet.architectures.unet import HySparKUNet
+from hyspark_nnunet.building_blocks.encoder import HybridEncoder
+from hyspark_nnunet.checkpoints.report import TransferReport
+from hyspark_nnunet.checkpoints.sizes import decoder_expansions, encoder_sizes
+from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights
+from hyspark_nnunet.checkpoints.transfer import HEADS, transfer_weights
+
+PerStage = Sequence[int | Sequence[int]]
+
+CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def load_network(
+    file: str | Path,
+    *,
+    num_classes: int | None = None,
+    input_channels: int | None = None,
+    strides: PerStage | None = None,
+    kernel_sizes: PerStage | None = None,
+    deep_supervision: bool = False,
+    labels: Sequence[str] | None = None,
+    channel_names: Sequence[str] | None = None,
+    input_channel_mapping: str | None = None,
+    vit_num_heads: int | None = None,
+) -> nn.Module:
+    """A segmentation network that starts from a file.
+
+    Sizes come from the file; what is asked for here replaces them, and the weights are adapted as in the trainers.
+
+    Args:
+        file: anything that ``-pretrained_weights`` takes: a checkpoint of pre-training or fine-tuning, a file of the
+            HySparK release, ``.pth`` or ``.safetensors``, or ``hf://ORG/NAME[/FILE][@REVISION]``.
+        num_classes: segmentation heads; None: one per label, or as many as the file has, with their weights.
+        input_channels: channels of the image; None: as in the file.
+        strides: of the stages, one number or one per axis; None: as the file says, or 2 behind the first stage.
+        kernel_sizes: of the stages, one number or one per axis; None: as in the file.
+        deep_supervision: return the logits of every level, fine to coarse.
+        labels: names of the heads: those that the file has, too, start from its weights.
+        channel_names: names of the image's channels: each starts from the file's channel of that name.
+        input_channel_mapping: channel of the file for each channel of the image, for example ``T1=CT, T2=CT``.
+        vit_num_heads: attention heads; None: as the file says, or of size 32.
+
+    Returns:
+        a HySparKUNet on the CPU, in training mode. It takes images (B, input_channels, *spatial), each axis of
+        ``spatial`` a multiple of ``network.encoder.unit``, and returns logits (B, num_classes, *spatial).
+        ``network.transfer_report``, a TransferReport, says what was loaded, adapted, left at random and unused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConnectionError, PermissionError: see ``checkpoints.hub.local_file``.
+        ValueError: the file is no checkpoint, holds no complete encoder, or does not fit what is asked for.
+    """
+    weights = read_weights(file)
+    source = _source(weights, file, input_channels, strides, kernel_sizes, channel_names, vit_num_heads)
+    heads = [tensor for name, tensor in weights.state.items() if name.startswith(HEADS)]
+    described = dict(weights.description)
+    target = source.description
+    if num_classes is None and labels is None:
+        if not heads:
+            raise ValueError(
+                f"{file} holds no segmentation heads ({weights.origin}): say how many classes there are, "
+                "for example num_classes=14"
+            )
+        num_classes = len(heads[0])
+        # heads without names are taken in their order
+        described.setdefault("labels", [str(number) for number in range(num_classes)])
+        labels = described["labels"]
+    if labels is not None:
+        if num_classes not in (None, len(labels)):
+            raise ValueError(f"num_classes is {num_classes}, but labels names {len(labels)}: {', '.join(labels)}")
+        num_classes = len(labels)
+        target |= {"labels": list(labels), "regions": described.get("regions", False)}
+    assert num_classes is not None  # for the type checker
+    network = HySparKUNet(
+        num_classes=num_classes,
+        deep_supervision=deep_supervision,
+        expansion_per_stage_decoder=decoder_expansions(weights.state),
+        **source.arguments,
+    )
+    _load(network, weights, str(file), described, target, input_channel_mapping, source.notes)
+    return network
+
+
+def load_encoder(
+    file: str | Path,
+    *,
+    input_channels: int | None = None,
+    strides: PerStage | None = None,
+    kernel_sizes: PerStage | None = None,
+    channel_names: Sequence[str] | None = None,
+    input_channel_mapping: str | None = None,
+    vit_num_heads: int | None = None,
+) -> nn.Module:
+    """The encoder alone, for features: classification, detection, retrieval.
+
+    Args:
+        file: as in ``load_network``.
+        input_channels: as in ``load_network``.
+        strides: as in ``load_network``.
+        kernel_sizes: as in ``load_network``.
+        channel_names: as in ``load_network``.
+        input_channel_mapping: as in ``load_network``.
+        vit_num_heads: as in ``load_network``.
+
+    Returns:
+        a HybridEncoder on the CPU, in training mode. It takes images (B, input_channels, *spatial), each axis a
+        multiple of ``encoder.unit``, and returns a list of features (B, ``encoder.output_channels[i]``, *spatial_i),
+        fine to coarse: ``spatial`` divided by the product of the first i + 1 strides. ``encoder.transfer_report`` is
+        that of ``load_network``; tensors of a decoder are unused.
+
+    Raises:
+        FileNotFoundError, ConnectionError, PermissionError, ValueError: see ``load_network``.
+    """
+    weights = read_weights(file)
+    source = _source(weights, file, input_channels, strides, kernel_sizes, channel_names, vit_num_heads)
+    del source.arguments["conv_op"]
+    encoder = HybridEncoder(**source.arguments)
+    whole = nn.Module()
+    whole.encoder = encoder  # under the names of a network
+    described, target = weights.description, source.description
+    report = _load(whole, weights, str(file), described, target, input_channel_mapping, source.notes)
+    encoder.transfer_report = report
+    return encoder
+
+
+def build_network(
+    preset: str = "B",
+    *,
+    num_classes: int,
+    input_channels: int = 1,
+    strides: PerStage | None = None,
+    kernel_sizes: PerStage | None = None,
+    deep_supervision: bool = False,
+) -> HySparKUNet:
+    """HySparK's segmentation network with random weights.
+
+    Args:
+        preset: "S", "B" (HySparK-B of the release) or "L".
+        num_classes: segmentation heads.
+        input_channels: channels of the image.
+        strides: of the 2 to 5 stages, one number or one per axis, the first 1; None: 1, 2, 2, 2, 2. Two numbers per
+            axis make a network for 2d images.
+        kernel_sizes: of the stages, one number or one per axis; None: 3.
+        deep_supervision: return the logits of every level, fine to coarse.
+
+    Returns:
+        a network as of ``load_network``, without ``transfer_report``.
+
+    Raises:
+        ValueError: there is no such preset, or the arguments do not fit together.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}, but it must be one of {', '.join(PRESETS)}")
+    longest = len(PRESETS[preset].features_per_stage)
+    strides = (1, *(2,) * (longest - 1)) if strides is None else strides
+    n_stages = len(strides)
+    if n_stages > longest:
+        raise ValueError(f"strides has {n_stages} entries, but preset {preset} has at most {longest} stages")
+    dims = next((len(value) for value in (*strides, *(kernel_sizes or ())) if not isinstance(value, int)), 3)
+    return HySparKUNet(
+        input_channels=input_channels,
+        n_stages=n_stages,
+        conv_op=CONVOLUTIONS[dims],
+        strides=[per_axis(value, dims) for value in strides],
+        kernel_sizes=[per_axis(value, dims) for value in kernel_sizes or (3,) * n_stages],
+        num_classes=num_classes,
+        deep_supervision=deep_supervision,
+        **PRESETS[preset].encoder_sizes(n_stages),
+    )
+
+
+class _Source(NamedTuple):
+    """A file's network with what was asked for in place of its own sizes."""
+
+    arguments: dict[str, Any]  # of the encoder, with conv_op
+    description: dict[str, Any]  # of the new network, as ``checkpoints.description`` has it
+    notes: list[str]
+
+
+def _source(
+    weights: SourceWeights,
+    file: str | Path,
+    input_channels: int | None,
+    strides: PerStage | None,
+    kernel_sizes: PerStage | None,
+    channel_names: Sequence[str] | None,
+    vit_num_heads: int | None,
+) -> _Source:
+    sizes, described = encoder_sizes(weights.state), weights.description
+    if sizes is None:
+        raise ValueError(
+            f"{file} holds no complete HySparK encoder ({weights.origin}): it has {', '.join(list(weights.state)[:3])}"
+        )
+    dims, notes = len(sizes.kernel_sizes[0]), []
+    for name, values in (("strides", strides), ("kernel_sizes", kernel_sizes)):
+        if values is not None and len(values) != sizes.n_stages:
+            raise ValueError(f"{name} has {len(values)} entries, but the encoder in {file} has {sizes.n_stages} stages")
+    if strides is None:
+        strides = described.get("strides")
+    if strides is None:
+        strides = (1, *(2,) * (sizes.n_stages - 1))
+        notes.append(
+            f"{file} does not say its strides: 2 is assumed behind the first stage. If that is wrong, give strides."
+        )
+        warnings.warn(notes[-1], stacklevel=3)
+    count = sizes.input_channels if input_channels is None else input_channels
+    if channel_names is not None and len(channel_names) != count:
+        raise ValueError(f"channel_names has {len(channel_names)} names, but there are {count} input channels")
+    names = None if channel_names is None else {str(number): name for number, name in enumerate(channel_names)}
+    arguments = {
+        "input_channels": count,
+        "n_stages": sizes.n_stages,
+        "features_per_stage": sizes.features_per_stage,
+        "conv_op": CONVOLUTIONS[dims],
+        "kernel_sizes": [per_axis(value, dims) for value in kernel_sizes or sizes.kernel_sizes],
+        "strides": [per_axis(value, dims) for value in strides],
+        "n_blocks_per_stage": sizes.n_blocks_per_stage,
+        "expansion_per_stage": sizes.expansion_per_stage,
+        "vit_n_blocks": sizes.vit_n_blocks,
+        "vit_num_heads": vit_num_heads or described.get("vit_num_heads"),
+    }
+    description = {name: arguments[name] for name in ("input_channels", "kernel_sizes", "strides")}
+    if names is None and count == sizes.input_channels:
+        names = described.get("channel_names")
+    if names is not None:
+        description["channel_names"] = names
+    return _Source(arguments, description, notes)
+
+
+def _load(
+    network: nn.Module,
+    weights: SourceWeights,
+    file: str,
+    source_description: Mapping[str, Any],
+    target_description: Mapping[str, Any],
+    input_channel_mapping: str | None,
+    notes: Sequence[str],
+) -> TransferReport:
+    report = transfer_weights(
+        network, weights.state, file, source_description, target_description, input_channel_mapping
+    )
+    report.notes.extend(notes)
+    network.transfer_report = report
+    return report
