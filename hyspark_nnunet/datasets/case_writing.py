@@ -9,15 +9,32 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from hyspark_nnunet.datasets.case_checks import (
+    READING_ERRORS,
+    channel_differences,
+    flat_faults,
+    flat_size,
+    image_faults,
+    without_voxels,
+)
+from hyspark_nnunet.datasets.ct_recognition import ct_fault
 from hyspark_nnunet.datasets.dataset_json import CaseFiles
-from hyspark_nnunet.datasets.foreground import body_mask, full_mask
+from hyspark_nnunet.datasets.dicom import read_series
+from hyspark_nnunet.datasets.foreground import CT, body_mask, full_mask
 from hyspark_nnunet.datasets.grouping import Case
 from hyspark_nnunet.datasets.parallel import for_each
-from hyspark_nnunet.datasets.volumes import WRITTEN_ENDING, read_header, read_series, read_volume, write_volume
+from hyspark_nnunet.datasets.scanning import Scan
+from hyspark_nnunet.datasets.volumes import (
+    WRITTEN_ENDING,
+    Counted,
+    channel_volumes,
+    printable,
+    read_counted,
+    write_volume,
+)
 
 PICTURE = "foreground_check.png"
 PICTURED = 4  # cases
-NAMED = 10  # cases in a message
 
 
 class CaseJob(NamedTuple):
@@ -30,24 +47,31 @@ class CaseJob(NamedTuple):
     labels_folder: str
     files: str
     labels: str
+    recognised: bool = False
 
 
-def make_case(job: CaseJob) -> str | tuple[tuple[str, ...], str]:
-    """Makes the files of one case, in a worker.
+class Made(NamedTuple):
+    """The files of a case as dataset.json lists them, and its size if it is flat, see ``flat_size``."""
 
-    Returns:
-        its images and its label as dataset.json lists them; or why it failed.
-    """
+    files: CaseFiles
+    flat: str
+
+
+def make_case(job: CaseJob) -> Made | str:
+    """Makes the files of one case, in a worker; returns why it failed if it did."""
+    made: list[Path] = []
     try:
-        return _make_case(job)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        return _make_case(job, made)
+    except READING_ERRORS as error:
+        for path in made:
+            path.unlink(missing_ok=True)
         return f"{error}" or type(error).__name__
 
 
-def named(problems: Mapping[str, str]) -> str:
-    """The first problems, a line each, and how many more there are."""
-    lines = [f"  {name}: {problem}" for name, problem in sorted(problems.items())[:NAMED]]
-    return "\n".join(lines + ([f"  and {len(problems) - NAMED} more"] if len(problems) > NAMED else []))
+def named(problems: Mapping[str, str], most: int | None = None) -> str:
+    """The problems, a line each; at most some of them, and how many more there are."""
+    lines = [f"  {printable(f'{name}: {problem}')}" for name, problem in sorted(problems.items())[:most]]
+    return "\n".join(lines + ([f"  and {len(problems) - len(lines)} more"] if len(problems) > len(lines) else []))
 
 
 def draw_check(folder: Path, target: Path, cases: Mapping[str, CaseFiles], resolve: Callable[[str], str]) -> None:
@@ -64,11 +88,18 @@ def draw_check(folder: Path, target: Path, cases: Mapping[str, CaseFiles], resol
     order = sorted(cases)
     picked = [order[i] for i in sorted({round(p) for p in np.linspace(0, len(order) - 1, PICTURED)})]
     drawn = [(name, resolve(cases[name].images[0]), resolve(str(cases[name].label))) for name in picked]
-    foreground_picture(drawn, folder / PICTURE)
+    try:
+        foreground_picture(drawn, folder / PICTURE)
+    except Exception as error:  # a picture is no reason to throw the data set away
+        print(f"no {PICTURE}: {type(error).__name__}: {error}")
 
 
 def made_cases(
-    jobs: Sequence[CaseJob], skip_bad: bool, processes: int, left_out: dict[str, str]
+    jobs: Sequence[CaseJob],
+    skip_bad: bool,
+    processes: int,
+    left_out: dict[str, str],
+    ready: Mapping[str, CaseFiles] | None = None,
 ) -> dict[str, CaseFiles]:
     """Makes the files of all cases in parallel.
 
@@ -76,54 +107,85 @@ def made_cases(
         jobs: one per case.
         skip_bad: leave out cases that fail.
         processes: that work in parallel.
-        left_out: takes the failed cases and why.
+        left_out: cases that cannot be used, and why; takes those that fail here, too.
+        ready: cases whose files exist.
+
+    Returns:
+        the files by case, those of ``ready`` among them.
 
     Raises:
         ValueError: cases failed and are not to be left out, or none is left.
     """
     cases: dict[str, CaseFiles] = {}
-    failed: dict[str, str] = {}
+    flat: dict[str, str] = {}
+    total = len(jobs) + len(left_out) + len(ready or {})
     for job, outcome in for_each(make_case, jobs, processes, "cases"):
         if isinstance(outcome, str):
-            failed[job.case.name] = outcome
+            left_out[job.case.name] = outcome
         else:
-            cases[job.case.name] = CaseFiles(*outcome)
-    if failed and not skip_bad:
+            cases[job.case.name] = outcome.files
+            flat[job.case.name] = outcome.flat
+    for name, fault in flat_faults(flat).items():
+        left_out[name] = fault
+        for listed in (*cases[name].images, str(cases.pop(name).label)):
+            if listed.startswith(("imagesTr/", f"{jobs[0].labels_folder}/")):
+                (Path(jobs[0].building) / listed).unlink(missing_ok=True)
+    cases |= ready or {}
+    if left_out and not (skip_bad and cases):
+        way_out = "--skip-bad leaves them out" if cases else "no other is left"
         raise ValueError(
-            f"{len(failed)} of {len(jobs)} cases cannot be used, so nothing was made (--skip-bad leaves them out):\n"
-            f"{named(failed)}"
+            f"{len(left_out)} of {total} cases cannot be used, so nothing was made ({way_out}):\n{named(left_out)}"
         )
-    left_out |= failed
-    if not cases:
-        raise ValueError(f"no case can be used:\n{named(failed)}")
     return cases
 
 
-def _make_case(job: CaseJob) -> tuple[tuple[str, ...], str]:
+def _make_case(job: CaseJob, made: list[Path]) -> Made:
     building, name = Path(job.building), job.case.name
     images: list[str] = []
     volumes: list[sitk.Image] = []
+    points: list[sitk.Image] = []
+    n_channels = 0
+    faults: list[str] = []
     for channel, (scan, listed) in enumerate(zip(job.case.scans, job.listed, strict=True)):
-        placed = f"imagesTr/{name}_{channel:04d}{WRITTEN_ENDING}"
-        volume = None
-        if scan.is_series or (job.files == "copied" and scan.ending != WRITTEN_ENDING):
-            volume = read_series(scan.files) if scan.is_series else read_volume(scan.files[0])
-            (building / "imagesTr").mkdir(exist_ok=True)
-            write_volume(volume, building / placed)
-        elif job.files in ("copied", "linked"):
-            (building / "imagesTr").mkdir(exist_ok=True)
-            (shutil.copyfile if job.files == "copied" else os.symlink)(scan.files[0], building / placed)
-        else:
-            placed = listed
-        images.append(placed)
-        if job.labels == "foreground":
-            volumes.append(volume if volume is not None else read_volume(scan.files[0]))
+        placed = building / f"imagesTr/{name}_{channel:04d}{WRITTEN_ENDING}"
+        made.append(placed)
+        counted = _take(scan, placed, job.files)
+        images.append(f"imagesTr/{placed.name}" if os.path.lexists(placed) else listed)
+        where = f" in {os.path.basename(scan.files[0])}" if len(job.case.scans) > 1 else ""
+        found = image_faults(counted)
+        if not found and CT in job.channel_names[channel : channel + 1]:
+            found += filter(None, [ct_fault(scan, counted.image, job.recognised)])
+        faults += [fault + where for fault in found]
+        points.append(without_voxels(counted.image))
+        channels = channel_volumes(counted.image)
+        n_channels += len(channels)
+        volumes += channels if job.labels == "foreground" or not volumes else []  # otherwise one geometry is enough
+    faults += channel_differences(points)
+    if not faults and n_channels != len(job.channel_names):
+        faults.append(
+            f"wrong number of channels: {n_channels} instead of {len(job.channel_names)} (a file with four axes "
+            "holds several volumes): store each as a file of its own"
+        )
+    if faults:
+        raise ValueError("; ".join(faults))
     label = f"{job.labels_folder}/{name}{WRITTEN_ENDING}"
     (building / job.labels_folder).mkdir(exist_ok=True)
-    if job.labels == "foreground":
-        mask = body_mask(volumes, job.channel_names)
-    else:
-        made = building / images[0]
-        mask = full_mask(read_header(made if made.is_file() else job.case.scans[0].files[0]))
+    made.append(building / label)
+    mask = body_mask(volumes, job.channel_names) if job.labels == "foreground" else full_mask(volumes[0])
     write_volume(mask, building / label)
-    return tuple(images), label
+    return Made(CaseFiles(tuple(images), label), flat_size(volumes[0].GetSize()))
+
+
+def _take(scan: Scan, placed: Path, files: str) -> Counted:
+    """Puts a scan where it is to be, if it is not to stay where it is, and reads what nnU-Net will read."""
+    converted = scan.is_series or (files == "copied" and scan.ending != WRITTEN_ENDING)
+    if converted or files in ("copied", "linked"):
+        placed.parent.mkdir(exist_ok=True)
+    if converted:
+        counted = Counted(read_series(scan.files), 0, 0) if scan.is_series else read_counted(scan.files[0])
+        write_volume(counted.image, placed)
+        return counted
+    if files == "listed":
+        return read_counted(scan.files[0])
+    (shutil.copyfile if files == "copied" else os.symlink)(scan.files[0], placed)
+    return read_counted(placed)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.datasets.case_checks import CheckJob, examine_case
+from hyspark_nnunet.datasets.case_checks import CheckJob, examine_case, flat_faults
 from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, RawDataset, listed_cases, read_dataset
 from hyspark_nnunet.datasets.parallel import for_each
 
@@ -57,27 +57,51 @@ def check(folder: Path, processes: int, as_json: bool = False, exclude_bad: bool
 def find_faults(dataset: RawDataset, processes: int) -> dict[str, list[str]]:
     """Faults by case; of cases with the same voxels all but the first by name are faulty."""
     n_channels = len(dataset.channel_names)
+    reader = _reader(dataset)
     jobs = [
         CheckJob(
             name,
             tuple(dataset.path(image) for image in files.images),
             dataset.path(files.label) if files.label else None,
             n_channels,
+            reader,
         )
         for name, files in dataset.cases.items()
     ]
     faults: dict[str, list[str]] = {}
     digests: dict[str, list[str]] = {}
+    flat: dict[str, str] = {}
     for job, examined in for_each(examine_case, jobs, processes, "checking"):
         if examined.faults:
             faults[job.name] = list(examined.faults)
         if examined.digest:
             digests.setdefault(examined.digest, []).append(job.name)
+            flat[job.name] = examined.flat
+    for name, fault in flat_faults(flat).items():
+        faults.setdefault(name, []).append(fault)
     for same in digests.values():
         first, *others = sorted(same)
         for name in others:
             faults.setdefault(name, []).append(f"duplicate: the same voxels as {first}")
     return dict(sorted(faults.items()))
+
+
+def _reader(dataset: RawDataset) -> str:
+    """The class of nnU-Net that reads the data set."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    examples = (dataset.path(files.images[0]) for files in dataset.cases.values() if files.images)
+    try:
+        return determine_reader_writer_from_dataset_json(dataset.content, verbose=False).__name__
+    except RuntimeError:  # an ending that no reader names: nnU-Net tries them on the first file
+        pass
+    try:
+        return determine_reader_writer_from_dataset_json(dataset.content, next(examples), True, False).__name__
+    except (RuntimeError, StopIteration) as error:
+        raise ValueError(
+            f"no reader of nnU-Net takes the files of {dataset.folder}: file_ending in {DATASET_JSON} is "
+            f"{dataset.content['file_ending']}"
+        ) from error
 
 
 def exclude(dataset: RawDataset, faults: Mapping[str, list[str]]) -> None:

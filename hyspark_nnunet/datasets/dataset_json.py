@@ -146,14 +146,12 @@ def read_dataset(folder: Path) -> RawDataset:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    missing = [key for key in ("channel_names", "labels", "file_ending") if key not in content]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}, which nnU-Net needs")
+    content = _checked(path, content)
     listed = content.pop("dataset", None)
     if listed is None:
         cases = _cases_in_folders(folder, content["file_ending"])
     else:
-        cases = {name: CaseFiles(tuple(files["images"]), files["label"]) for name, files in sorted(listed.items())}
+        cases = {name: CaseFiles(tuple(files["images"]), files.get("label")) for name, files in sorted(listed.items())}
     return RawDataset(folder, content, cases, listed is not None)
 
 
@@ -203,6 +201,56 @@ def listed_cases(cases: Mapping[str, CaseFiles]) -> dict[str, Any]:
     return {name: {"images": list(files.images), "label": files.label} for name, files in sorted(cases.items())}
 
 
+def _checked(path: Path, content: Any) -> dict[str, Any]:
+    """The content of a dataset.json, once it is known to have nnU-Net's form; an older ``modality`` counts as names.
+
+    Raises:
+        ValueError: it has another form; shows the right one.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, {{...}}, not a {type(content).__name__}")
+    if "channel_names" not in content and "modality" in content:  # nnU-Net takes that, too
+        content = content | {"channel_names": content["modality"]}
+    missing = [key for key in ("channel_names", "labels", "file_ending") if key not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}, which nnU-Net needs")
+    names, labels, listed = content["channel_names"], content["labels"], content.get("dataset", {})
+    if not isinstance(names, dict) or sorted(names) != sorted(map(str, range(len(names)))) or not names:
+        raise ValueError(
+            f'channel_names in {path} must be an object from numbers to names, such as {{"0": "CT"}}, but is '
+            f"{_short(names)}"
+        )
+    if not isinstance(labels, dict) or not all(isinstance(value, int | list) for value in labels.values()):
+        raise ValueError(
+            f'labels in {path} must be an object from names to numbers, such as {{"background": 0, "liver": 1}}, but '
+            f"is {_short(labels)}"
+        )
+    if not isinstance(content["file_ending"], str):
+        raise ValueError(f'file_ending in {path} must be a text such as ".nii.gz", but is {content["file_ending"]}')
+    form = '{"CASE": {"images": ["CASE_0000.nii.gz"], "label": "CASE.nii.gz"}}'
+    if not isinstance(listed, dict):
+        raise ValueError(f"dataset in {path} must be an object, such as {form}, but is {_short(listed)}")
+    odd = [name for name, files in listed.items() if not _are_files(files)]
+    if odd:
+        raise ValueError(
+            f"dataset in {path} must be an object, such as {form}; {len(odd)} cases have another form: "
+            + ", ".join(f"{name}: {_short(listed[name])}" for name in odd[:3])
+        )
+    return content
+
+
+def _are_files(files: Any) -> bool:
+    """Whether an entry of ``dataset`` has its form; a missing label is a fault of the case."""
+    if not isinstance(files, dict) or not isinstance(files.get("images"), list):
+        return False
+    return all(isinstance(image, str) for image in files["images"]) and isinstance(files.get("label", ""), str)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 100 else f"{text[:97]}..."
+
+
 def _cases_in_folders(folder: Path, ending: str) -> dict[str, CaseFiles]:
     images = folder / "imagesTr"
     if not images.is_dir():
@@ -212,6 +260,8 @@ def _cases_in_folders(folder: Path, ending: str) -> dict[str, CaseFiles]:
     for name in sorted(os.listdir(images)):
         if match := pattern.fullmatch(name):
             found.setdefault(match[1], []).append(f"imagesTr/{name}")
+        elif name.endswith(ending) and not name.startswith("."):
+            found.setdefault(name[: -len(ending)], [])  # nnU-Net cuts five characters off and finds no image
     labels = set(os.listdir(folder / "labelsTr")) if (folder / "labelsTr").is_dir() else set()
     return {
         case: CaseFiles(tuple(files), f"labelsTr/{case}{ending}" if f"{case}{ending}" in labels else None)

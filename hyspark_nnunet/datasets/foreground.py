@@ -6,8 +6,6 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.ndimage import generate_binary_structure, label
 
-from hyspark_nnunet.datasets.volumes import Header
-
 CT = "CT"  # the channel name by which nnU-Net, too, knows Hounsfield units
 AIR_HU = -500  # halfway between air and water
 LUNG_HU = -930  # a region below AIR_HU whose median is above this is lung (-870 to -750), not air (-1000)
@@ -35,11 +33,7 @@ def body_mask(images: Sequence[sitk.Image], channel_names: Sequence[str]) -> sit
         ValueError: sizes differ, or an image is not a 3D volume of single numbers.
     """
     for image in images:
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            raise ValueError(
-                f"an image has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} numbers per "
-                "voxel, but a channel is a 3D volume of single numbers"
-            )
+        _refuse_other_than_volumes(image)
         if image.GetSize() != images[0].GetSize():
             raise ValueError(f"channels differ in size: {images[0].GetSize()} and {image.GetSize()} voxels")
     body: sitk.Image | None = None
@@ -53,19 +47,24 @@ def body_mask(images: Sequence[sitk.Image], channel_names: Sequence[str]) -> sit
     return body
 
 
-def full_mask(header: Header) -> sitk.Image:
-    """A label that is 1 everywhere.
+def full_mask(image: sitk.Image) -> sitk.Image:
+    """A label that is 1 everywhere, with the geometry of an image.
 
     Raises:
-        ValueError: the header is not that of a 3D volume.
+        ValueError: the image is not a volume.
     """
-    if len(header.size) != 3:
-        raise ValueError(f"an image has {len(header.size)} axes, but a channel is a 3D volume")
-    mask = sitk.Image(header.size, sitk.sitkUInt8) + 1
-    mask.SetSpacing(header.spacing)
-    mask.SetOrigin(header.origin)
-    mask.SetDirection(header.direction)
+    _refuse_other_than_volumes(image)
+    mask = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
+    mask.CopyInformation(image)
     return mask
+
+
+def _refuse_other_than_volumes(image: sitk.Image) -> None:
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(
+            f"an image has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} numbers per voxel, "
+            "but a channel is a 3D volume of single numbers; store a 2D image as a volume of one slice"
+        )
 
 
 def _ct_body(image: sitk.Image) -> sitk.Image:

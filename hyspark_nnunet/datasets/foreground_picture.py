@@ -46,7 +46,7 @@ def foreground_picture(cases: Sequence[tuple[str, str, str]], path: Path) -> Non
             axes = figure.add_subplot(grid[row, axis])
             flat, outline = np.take(volume, place, axis), np.take(body, place, axis)
             draw(axes, grey_values(flat, low, high), first / second, "upper" if axis == 0 else "lower", None)
-            if outline.any() and not outline.all():
+            if outline.any() and not outline.all() and min(outline.shape) > 1:  # contour needs 2 x 2
                 axes.contour(outline, levels=[0.5], colors=[OUTLINE], linewidths=1.1)
             if row == 0:
                 axes.set_title(plane, color="white", fontsize=10)

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from hyspark_nnunet.datasets.scanning import Scan, unique_names
+from hyspark_nnunet.datasets.case_names import unique_names
+from hyspark_nnunet.datasets.scanning import Scan
 
 SUFFIX = re.compile(r"(.*)_(\d{4})", re.DOTALL)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from hyspark_nnunet.datasets.case_checks import READING_ERRORS
+from hyspark_nnunet.datasets.case_names import usable_name
 from hyspark_nnunet.datasets.case_writing import CaseJob, draw_check, made_cases, named
 from hyspark_nnunet.datasets.dataset_json import (
     DATASET_JSON,
@@ -22,7 +24,7 @@ from hyspark_nnunet.datasets.foreground import CT
 from hyspark_nnunet.datasets.grouping import SUFFIX, Case
 from hyspark_nnunet.datasets.scanning import Scan
 from hyspark_nnunet.datasets.staging import built_beside, refuse_existing
-from hyspark_nnunet.datasets.volumes import READER, volume_ending
+from hyspark_nnunet.datasets.volumes import READER, read_header, volume_ending
 
 
 @dataclass(frozen=True)
@@ -78,26 +80,26 @@ def pool(options: PoolOptions, raw: Path) -> Path:
     with built_beside(target, options.overwrite) as building:
         for dataset, prefix, channels in zip(datasets, prefixes, chosen, strict=True):
             for case, files in dataset.cases.items():
-                name = prefix + case
-                if name in held_out:
+                if prefix + case in held_out:
                     continue
-                if len(files.images) != len(dataset.channel_names):
-                    left_out[name] = f"{len(files.images)} files for {len(dataset.channel_names)} channels"
+                name = usable_name(prefix + case)
+                try:
+                    paths = _files_of_channels(files, dataset, channels)
+                    scans = tuple(_scan(dataset.path(path)) for path in paths)
+                except READING_ERRORS as error:
+                    left_out[name] = str(error)
                     continue
-                images = tuple(_listed(files.images[i], dataset, target) for i in channels)
+                images = tuple(_listed(path, dataset, target) for path in paths)
                 if dataset.body_labels and files.label and files.label.endswith(".nii.gz"):
                     ready[name] = CaseFiles(images, _listed(files.label, dataset, target))
                     continue
-                scans = tuple(_scan(dataset.path(files.images[i])) for i in channels)
                 own_names = tuple(dataset.channel_names[i] for i in channels)  # how to find the body in them
                 jobs.append(
                     CaseJob(Case(name, scans), images, own_names, str(building), "labelsTr", "listed", options.labels)
                 )
-        if left_out and not options.skip_bad:
-            raise ValueError(f"{len(left_out)} cases are incomplete (--skip-bad leaves them out):\n{named(left_out)}")
-        cases = ready | (made_cases(jobs, options.skip_bad, options.processes, left_out) if jobs else {})
-        if not cases:
+        if not jobs and not ready and not left_out:
             raise ValueError("no case is left for the pool: all are held out")
+        cases = made_cases(jobs, options.skip_bad, options.processes, left_out, ready)
 
         def resolve(listed: str) -> str:
             path = os.path.expandvars(listed)
@@ -119,7 +121,7 @@ def pool(options: PoolOptions, raw: Path) -> Path:
     )
     print(f"{target}: {len(cases)} cases ({counted}), channels {', '.join(channel_names)}; {len(held_out)} held out")
     if left_out:
-        print(f"left out {len(left_out)} cases:\n{named(left_out)}")
+        print(f"left out {len(left_out)} cases:\n{named(left_out, most=10)}")
     return target
 
 
@@ -239,6 +241,27 @@ def _without_ending(name: str) -> str:
     return match[1] if match else name[: -len(ending)]
 
 
+def _files_of_channels(files: CaseFiles, dataset: RawDataset, channels: Sequence[int]) -> list[str]:
+    """The files of the chosen channels; several channels may be in one file with four axes.
+
+    Raises:
+        ValueError: a case has too few or too many, or the choice would split a file.
+    """
+    n = len(dataset.channel_names)
+    if len(files.images) == n:
+        return [files.images[i] for i in channels]
+    sizes = [read_header(dataset.path(image)).size for image in files.images]
+    held = sum(size[3] if len(size) == 4 else 1 for size in sizes)
+    if held != n:
+        raise ValueError(f"{len(files.images)} files for {n} channels" + (f" ({held} volumes)" if sizes else ""))
+    if tuple(channels) != tuple(range(n)):
+        raise ValueError(
+            f"its {n} channels are in {len(files.images)} files with four axes, so none can be chosen alone: store "
+            "each channel as a file of its own"
+        )
+    return list(files.images)
+
+
 def _listed(entry: str, dataset: RawDataset, target: Path) -> str:
     """An entry of a data set's dataset.json as the pool's says it."""
     if os.path.isabs(os.path.expandvars(entry)):
@@ -252,7 +275,7 @@ def _scan(path: str) -> Scan:
     ending = volume_ending(path)
     if ending is None:
         raise ValueError(
-            f"{path} cannot be pooled: the pool is read by nnU-Net's {READER}, which takes .nii.gz, .nii, .nrrd, .mha, "
-            ".mhd and .gipl"
+            f"{os.path.basename(path)} cannot be pooled: the pool is read by nnU-Net's {READER}, which takes .nii.gz, "
+            ".nii, .nrrd, .mha, .mhd and .gipl; convert it"
         )
     return Scan(path, (path,), ending)

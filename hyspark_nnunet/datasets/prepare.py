@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from hyspark_nnunet.datasets.case_writing import CaseJob, draw_check, made_cases, named
+from hyspark_nnunet.datasets.ct_recognition import recognised_channel
 from hyspark_nnunet.datasets.dataset_json import (
     DATASET_JSON,
     CaseFiles,
@@ -16,19 +15,11 @@ from hyspark_nnunet.datasets.dataset_json import (
     read_dataset,
     refuse_taken_id,
 )
-from hyspark_nnunet.datasets.foreground import CT
-from hyspark_nnunet.datasets.grouping import Case, Grouped, cases_by_folder, cases_by_suffix
+from hyspark_nnunet.datasets.grouping import cases_by_folder, cases_by_suffix
 from hyspark_nnunet.datasets.in_place import add_to_layout
 from hyspark_nnunet.datasets.scanning import Scan, find_scans, passed_over_text
 from hyspark_nnunet.datasets.staging import built_beside, refuse_existing
-from hyspark_nnunet.datasets.volumes import (
-    READER,
-    WRITTEN_ENDING,
-    read_volume,
-    voxels,
-)
-
-TRIED_FOR_CT = 5  # scans
+from hyspark_nnunet.datasets.volumes import READER, WRITTEN_ENDING
 
 
 @dataclass(frozen=True)
@@ -87,8 +78,8 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
         grouped = cases_by_suffix(scans[""], len(names) or None, options.numbers_in_names)
     everything = [scan for found in scans.values() for scan in found]
     _refuse_unfit(everything, options, target, in_place)
-    left_out = _incomplete(grouped, options.skip_bad)
-    channel_names = names or (_recognised_channel(grouped.cases),)
+    left_out = dict(grouped.incomplete)
+    channel_names = names or (recognised_channel(grouped.cases),)
 
     def make(building: Path, labels_folder: str) -> None:
         jobs = [
@@ -100,6 +91,7 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
                 labels_folder,
                 options.files,
                 options.labels,
+                recognised=not names,
             )
             for case in grouped.cases
         ]
@@ -148,7 +140,7 @@ def _scans_by_channel(options: PrepareOptions) -> tuple[tuple[str, ...], dict[st
     for name, root in roots.items():
         result = find_scans(_expanded(root), options.include, options.exclude, options.processes)
         if result.passed_over:
-            print(f"{root}: passed over {passed_over_text(result.passed_over)}")
+            print(f"{root}: passed over: {passed_over_text(result.passed_over)}")
         found[name] = result.scans
     return names, found, roots
 
@@ -176,45 +168,6 @@ def _refuse_unfit(scans: Sequence[Scan], options: PrepareOptions, target: Path, 
             raise ValueError(f"{scan.files[0]} lies in {target}, which is to be made: give another -d or -n")
         if not scan.is_series and options.files == "listed" and os.path.expandvars(scan.files[0]) != scan.files[0]:
             raise ValueError(f"nnU-Net would take a part of {scan.files[0]} for a variable: rename it, or --copy")
-
-
-def _incomplete(grouped: Grouped, skip: bool) -> dict[str, str]:
-    if grouped.incomplete and not skip:
-        raise ValueError(
-            f"{len(grouped.incomplete)} of {len(grouped.incomplete) + len(grouped.cases)} cases are incomplete "
-            f"(--skip-bad leaves them out):\n{named(grouped.incomplete)}"
-        )
-    if not grouped.cases:
-        raise ValueError(f"no case is complete:\n{named(grouped.incomplete)}")
-    return dict(grouped.incomplete)
-
-
-def _recognised_channel(cases: Sequence[Case]) -> str:
-    """CT, if some scans spread over the set all look like it.
-
-    Raises:
-        ValueError: they do not.
-    """
-    picked = [cases[i].scans[0] for i in sorted({round(p) for p in np.linspace(0, len(cases) - 1, TRIED_FOR_CT)})]
-    unlike = [scan.relative for scan in picked if not _looks_like_ct(scan)]
-    if unlike:
-        raise ValueError(
-            f"the scans do not all look like CT (such as {unlike[0]}): say what they are, --channels CT or --channels "
-            "MRI; CT is normalised by the intensities of the whole set, anything else scan by scan"
-        )
-    print("channel 0: CT, by its intensities (--channels says otherwise)")
-    return CT
-
-
-def _looks_like_ct(scan: Scan) -> bool:
-    if scan.modality:
-        return scan.modality == CT
-    try:
-        array = voxels(read_volume(scan.files[0]))
-    except (ValueError, OSError):
-        return True  # not for this to judge: reported as unreadable
-    # air and tissue; Hounsfield units end at 3071 in 12 bit, -3024 is padding of some scanners
-    return array.size == 0 or bool(-4000 <= array.min() <= -900 and array.max() > 0 or not np.isfinite(array).all())
 
 
 def _listed(scan: Scan, roots: Mapping[str, str], options: PrepareOptions, target: Path) -> str:
@@ -251,7 +204,7 @@ def _finish(
         dataset_json_text(channel_names, cases, labels, READER, more), encoding="utf-8"
     )
     if left_out:
-        print(f"left out {len(left_out)} cases:\n{named(left_out)}")
+        print(f"left out {len(left_out)} cases:\n{named(left_out, most=10)}")
 
 
 def _expanded(path: str) -> Path:

@@ -2,14 +2,24 @@
 
 import fnmatch
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from hashlib import sha1
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hyspark_nnunet.datasets.case_names import digest
+from hyspark_nnunet.datasets.dicom import NOT_DICOM, identify
 from hyspark_nnunet.datasets.parallel import for_each
-from hyspark_nnunet.datasets.volumes import dicom_tags, volume_ending
+from hyspark_nnunet.datasets.volumes import printable, volume_ending
+
+EXAMPLES = 3  # names of files that were passed over
+WHY = {  # a file is passed over, by its ending
+    **dict.fromkeys((".hdr", ".img"), "half of a pair, of NIfTI or Analyze: convert the pair to .nii.gz"),
+    **dict.fromkeys((".mgz", ".mgh", ".minc", ".mnc", ".par", ".rec"), "not read by nnU-Net: convert it to .nii.gz"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"), "packed: unpack it"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), "an image, not a volume"),
+    **dict.fromkeys((".raw", ".zraw"), "voxels of a .mhd or .nhdr file"),
+    **dict.fromkeys((".dcm", ".ima", "without ending"), "not DICOM: lacks the mark DICM at byte 128"),
+}
 
 
 class Scan(NamedTuple):
@@ -33,18 +43,26 @@ class Scan(NamedTuple):
         return self.ending == ".dcm"
 
 
+class PassedOver(NamedTuple):
+    """Files of a kind that are no scans: how many, and the first of them."""
+
+    number: int
+    examples: tuple[str, ...]
+
+
 class Found(NamedTuple):
-    """Scans, sorted by path, and how many files of other kinds were passed over, by ending."""
+    """Scans, sorted by path, and the files that were passed over, by kind."""
 
     scans: list[Scan]
-    passed_over: Counter[str]
+    passed_over: dict[str, PassedOver]
 
 
 class _Folder(NamedTuple):
-    """A folder whose files are read for DICOM series."""
+    """A folder below ``root`` whose files, as paths below ``root``, are read for DICOM series."""
 
+    root: str
     relative: str
-    files: tuple[str, ...]
+    paths: tuple[str, ...]
 
 
 def find_scans(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = (), processes: int = 1) -> Found:
@@ -62,8 +80,10 @@ def find_scans(folder: Path, include: Sequence[str] = (), exclude: Sequence[str]
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: give the folder that holds the scans")
     root = folder / "imagesTr" if (folder / "imagesTr").is_dir() else folder
-    scans, others, passed_over = [], [], Counter[str]()
-    for relative, names in _walk(root):
+    scans: list[Scan] = []
+    others: list[_Folder] = []
+    passed_over: dict[str, PassedOver] = {}
+    for relative, names, hidden in _walk(root):
         kept = []
         for name in names:
             path = f"{relative}/{name}" if relative else name
@@ -71,70 +91,37 @@ def find_scans(folder: Path, include: Sequence[str] = (), exclude: Sequence[str]
                 continue
             ending = volume_ending(name)
             if ending is None:
-                kept.append(os.path.join(root, path))
+                kept.append(path)
             else:
                 scans.append(Scan(path[: -len(ending)], (os.path.join(root, path),), ending))
         if kept:
-            others.append(_Folder(relative, tuple(kept)))
+            others.append(_Folder(str(root), relative, tuple(kept)))
+        _pass_over(passed_over, "hidden", [f"{relative}/{name}" if relative else name for name in hidden])
     if others:
         for group, (series, left) in for_each(_series_of_folder, others, processes, "looking for DICOM"):
-            passed_over += left
+            for kind, paths in left.items():
+                _pass_over(passed_over, kind, paths)
             home = group.relative or folder.name
             for identifier, (modality, files) in series.items():
-                part = f"/series-{_digest(identifier)}" if len(series) > 1 else ""
+                part = f"/series-{digest(identifier)}" if len(series) > 1 else ""
                 scans.append(Scan(home + part, files, ".dcm", modality))
     if not scans:
         raise FileNotFoundError(
-            f"no scans in {root}: nothing that ends in .nii.gz, .nii, .nrrd, .mha, .mhd or .gipl and no DICOM series"
+            f"no scans in {root}: no file that ends in .nii.gz, .nii, .nrrd, .mha, .mhd or .gipl and no DICOM series"
             + (" fits --include and --exclude" if include or exclude else "")
             + (f"; passed over: {passed_over_text(passed_over)}" if passed_over else "")
         )
     return Found(sorted(scans, key=lambda scan: (scan.relative, scan.ending)), passed_over)
 
 
-def passed_over_text(passed_over: Counter[str]) -> str:
-    """Such as "12 .json, 3 .txt"."""
-    return ", ".join(f"{count} {ending}" for ending, count in passed_over.most_common())
-
-
-def unique_names(keys: Sequence[tuple[str, str]]) -> list[str]:
-    """Case names of paths: the same path gives the same name whatever lies beside it.
-
-    Folders are joined by "__"; characters that file systems or shells stumble over become "-". Where that could make
-    two paths one name, part of the path's hash is appended; likewise where two differ in nothing but their ending.
-
-    Args:
-        keys: path without ending, and ending.
-
-    Raises:
-        ValueError: two keys are the same.
-    """
-    twins = Counter(_plain_name(path)[0].lower() for path, _ in keys)
-    paths = Counter(path for path, _ in keys)
-    names = []
-    for path, ending in keys:
-        name, altered = _plain_name(path)
-        if paths[path] > 1 or (twins[name.lower()] > 1 and not altered):
-            name += f"-{_digest(path + ending)}"
-        elif altered:
-            name += f"-{_digest(path)}"
-        names.append(name)
-    same = [key for key, count in Counter(keys).items() if count > 1]
-    if same:
-        raise ValueError(f"two scans would be one case, {same[0][0]}{same[0][1]}: --exclude one")
-    return names
-
-
-def _plain_name(path: str) -> tuple[str, bool]:
-    parts = path.split("/")
-    kept = ["".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in part) for part in parts]
-    ambiguous = len(parts) > 1 and any("__" in part or part[:1] == "_" or part[-1:] == "_" for part in parts)
-    name = "__".join(kept).lstrip(".-")
-    return name or "case", ambiguous or name != "__".join(parts)
-
-
-def _digest(text: str) -> str:
-    return sha1(text.encode(), usedforsecurity=False).hexdigest()[:8]
+def passed_over_text(passed_over: Mapping[str, PassedOver]) -> str:
+    """Such as "2 .json (a.json, b.json), 1 .zip (c.zip: packed: unpack it)"."""
+    texts = []
+    for kind, (count, examples) in sorted(passed_over.items(), key=lambda item: -item[1].number):
+        named = ", ".join(printable(name) for name in examples)
+        why = f": {WHY[kind]}" if kind in WHY else ""
+        texts.append(f"{count} {kind} ({named}{', ...' if count > len(examples) else ''}{why})")
+    return ", ".join(texts)
 
 
 def _wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -143,8 +130,8 @@ def _wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     return not any(fnmatch.fnmatch(path, pattern) for pattern in exclude)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders and their files; links to folders are followed, each folder is visited once."""
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Folders, their files, and what is hidden; links to folders are followed, each folder is visited once."""
     visited = set()
     for place, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(place)
@@ -152,19 +139,33 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
             folders.clear()
             continue
         visited.add(real)
+        hidden = sorted(name for name in (*folders, *names) if name.startswith("."))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         relative = os.path.relpath(place, root).replace(os.sep, "/")
-        yield ("" if relative == "." else relative), sorted(name for name in names if not name.startswith("."))
+        yield ("" if relative == "." else relative), sorted(n for n in names if not n.startswith(".")), hidden
 
 
-def _series_of_folder(folder: _Folder) -> tuple[dict[str, tuple[str, tuple[str, ...]]], Counter[str]]:
-    """Modality and files by series, and what is no DICOM image, by ending."""
-    series: dict[str, tuple[str, list[str]]] = {}
-    left = Counter[str]()
-    for file in folder.files:
-        tags = dicom_tags(file)
-        if tags is None:
-            left[os.path.splitext(file)[1].lower() or "without ending"] += 1
+def _pass_over(passed_over: dict[str, PassedOver], kind: str, paths: Sequence[str]) -> None:
+    if paths:
+        count, examples = passed_over.get(kind, PassedOver(0, ()))
+        passed_over[kind] = PassedOver(count + len(paths), (*examples, *paths)[:EXAMPLES])
+
+
+def _series_of_folder(folder: _Folder) -> tuple[dict[str, tuple[str, tuple[str, ...]]], dict[str, list[str]]]:
+    """Modality and files by series, and what is no DICOM image, by kind."""
+    found: dict[str, dict[str, list[str]]] = {}
+    left: dict[str, list[str]] = {}
+    for path in folder.paths:
+        file = os.path.join(folder.root, path)
+        identity = identify(file)
+        if isinstance(identity, str):
+            kind = os.path.splitext(file)[1].lower() or "without ending" if identity == NOT_DICOM else identity
+            left.setdefault(kind, []).append(path)
         else:
-            series.setdefault(tags[0], (tags[1], []))[1].append(file)
-    return {identifier: (modality, tuple(files)) for identifier, (modality, files) in sorted(series.items())}, left
+            found.setdefault(identity.series, {}).setdefault(identity.modality, []).append(file)
+    series = {
+        identifier if len(by_modality) == 1 else f"{identifier} {modality}": (modality, tuple(files))
+        for identifier, by_modality in sorted(found.items())
+        for modality, files in sorted(by_modality.items())
+    }
+    return series, left

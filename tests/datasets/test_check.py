@@ -11,8 +11,8 @@ import SimpleITK as sitk
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from hyspark_nnunet.datasets.case_checks import CheckJob, examine_case
-from hyspark_nnunet.datasets.check import check
-from hyspark_nnunet.datasets.dataset_json import CaseFiles, dataset_json_text
+from hyspark_nnunet.datasets.check import check, find_faults
+from hyspark_nnunet.datasets.dataset_json import CaseFiles, dataset_json_text, read_dataset
 from tests.datasets.scans import ct, write
 
 
@@ -48,8 +48,7 @@ def faults_of(path: Path, image: sitk.Image, n_channels: int = 1, ending: str = 
         (altered(put(np.nan)), "2 NaN of 720 voxels"),
         (altered(put(-np.inf)), "2 infinite of 720 voxels"),
         (altered(lambda array: array.fill(7)), "constant: every voxel is 7"),
-        (ct()[:, :, 2], "2D: 12 x 10 voxels, but the networks are 3D"),
-        (ct()[:, :, 2:3], "2D: 12 x 10 x 1 voxels, but the networks are 3D"),
+        (sitk.Cast(ct(), sitk.sitkComplexFloat32), "its voxels are complex numbers"),
         (with_spacing(0.001, 0.001, 0.003), "absurd spacing: 0.001 x 0.001 x 0.003 mm, outside 0.01 to 30 mm"),
         (with_spacing(1, 1, 500), "absurd spacing: 1 x 1 x 500 mm"),
         (sitk.JoinSeries([ct(0), ct(1)]), "wrong number of channels: 2 instead of 1"),
@@ -191,3 +190,86 @@ def test_what_cannot_be_checked(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(dataset_json_text(["CT"], cases, "none", "SimpleITKIO"))
     with pytest.raises(ValueError, match="all 1 cases of .* are bad: dataset.json is left as it is"):
         check(tmp_path, 1, exclude_bad=True)
+
+
+def write_pictures(folder: Path, shape: tuple[int, ...] = (8, 9, 3)) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        write(
+            sitk.GetImageFromArray(rng.integers(0, 255, shape).astype(np.uint8), True),
+            folder / f"imagesTr/x{i}_0000.png",
+        )
+        write(sitk.GetImageFromArray(np.eye(*shape[:2]).astype(np.uint8)), folder / f"labelsTr/x{i}.png")
+    described = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "a": 1}}
+    (folder / "dataset.json").write_text(json.dumps(described | {"file_ending": ".png", "numTraining": 3}))
+
+
+def test_images_of_nnunets_other_readers_are_good(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    assert check(tmp_path, 1) == 0
+    shutil.copy(tmp_path / "imagesTr/x1_0000.png", tmp_path / "imagesTr/x2_0000.png")
+    (tmp_path / "imagesTr/x0_0000.png").write_bytes(b"no image")
+    write(sitk.Image([3, 3], sitk.sitkUInt8), tmp_path / "labelsTr/x1.png")
+    faults = find(tmp_path)
+    assert faults["x0"][0].startswith("nnU-Net's NaturalImage2DIO cannot read it: ")
+    assert faults["x1"] == ["label file has 3 x 3 x 1 voxels, the image 9 x 8 x 1"]
+    assert faults["x2"] == ["duplicate: the same voxels as x1"] and list(faults) == ["x0", "x1", "x2"]
+
+
+def find(folder: Path) -> dict[str, list[str]]:
+    return find_faults(read_dataset(folder), 1)
+
+
+def test_flat_images_are_a_fault_only_among_volumes(tmp_path: Path) -> None:
+    images = {"a": ct(0)[:, :, 2:3], "b": ct(1)[:, :, 2:3], "c": ct(2)}
+    cases = {}
+    for name, image in images.items():
+        write(image, tmp_path / f"{name}.nii.gz")
+        cases[name] = CaseFiles((f"{name}.nii.gz",), f"{name}.nii.gz")
+    (tmp_path / "dataset.json").write_text(dataset_json_text(["CT"], cases, "none", "SimpleITKIO"))
+    assert {name: faults[0][:24] for name, faults in find(tmp_path).items()} == dict.fromkeys(
+        "ab", "2D: 12 x 10 x 1 voxels, "
+    )
+    del cases["c"]
+    (tmp_path / "dataset.json").write_text(dataset_json_text(["CT"], cases, "none", "SimpleITKIO"))
+    assert find(tmp_path) == {}
+
+
+def test_reserved_names_damaged_labels_and_images_without_a_number(tmp_path: Path) -> None:
+    for name in ("a", "a_seg", "b"):
+        write(ct(len(name)), tmp_path / f"imagesTr/{name}_0000.nii.gz")
+        label = write(sitk.Cast(ct() > 0, sitk.sitkUInt8), tmp_path / f"labelsTr/{name}.nii.gz")
+    label.write_bytes(label.read_bytes()[:-9])
+    write(ct(9), tmp_path / "imagesTr/c.nii.gz")
+    described = {"modality": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    faults = find(tmp_path)
+    assert faults["a_seg"] == ["its name ends in _seg, which nnU-Net reserves for segmentations: rename the case"]
+    assert faults["b"][0].startswith("label file: truncated")
+    assert faults["c"] == ["wrong number of channels: 0 instead of 1; images are called c_0000 and so on"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channel_names": ["CT"]}, r'channel_names in .* such as {"0": "CT"}, but is \["CT"\]'),
+        ({"channel_names": {"CT": "0"}}, r'such as {"0": "CT"}, but is {"CT": "0"}'),
+        ({"labels": {"0": "background"}}, r'such as {"background": 0, "liver": 1}, but is {"0": "background"}'),
+        ({"labels": ["a"]}, "labels in"),
+        ({"dataset": [{"image": "a", "label": "b"}]}, r"dataset in .* such as .*but is \["),
+        ({"dataset": {"p1": {"images": "a.nii.gz", "label": "b"}}}, "1 cases have another form: p1: "),
+        ({"file_ending": None}, "file_ending in .* must be a text"),
+    ],
+)
+def test_other_forms_of_dataset_json_are_named(tmp_path: Path, change: dict, message: str) -> None:
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz", "dataset": {}}
+    (tmp_path / "dataset.json").write_text(json.dumps(described | change))
+    with pytest.raises(ValueError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_an_entry_without_a_label_is_a_fault_of_its_case(tmp_path: Path) -> None:
+    write(ct(), tmp_path / "a.nii.gz")
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(described | {"dataset": {"a": {"images": ["a.nii.gz"]}}}))
+    assert find(tmp_path)["a"][0].startswith("no label file")

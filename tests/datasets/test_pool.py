@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from hyspark_nnunet.datasets.check import check
 from hyspark_nnunet.datasets.pool import PoolOptions, pool, read_case_list
 from hyspark_nnunet.datasets.prepare import PrepareOptions, prepare
 from tests.datasets.scans import array_of, ct, mr, write
@@ -147,3 +148,18 @@ def test_an_incomplete_case_is_named(raw: Path) -> None:
     with pytest.raises(ValueError, match=r"Dataset005_p1: 1 files for 2 channels"):
         pool(asked, raw)
     assert list(cases_of(pool(dataclasses.replace(asked, skip_bad=True), raw))) == ["Dataset005_p0"]
+
+
+def test_channels_in_files_of_four_axes(raw: Path) -> None:
+    folder = raw / "Dataset007_Echoes"
+    for i in range(2):
+        write(sitk.JoinSeries([mr(i), mr(i + 5)]), folder / f"imagesTr/p{i}_0000.nii.gz")
+        write(sitk.Cast(mr(i) > 100, sitk.sitkUInt8), folder / f"labelsTr/p{i}.nii.gz")
+    described = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(described | {"numTraining": 2}))
+    assert check(folder, 1) == 0
+    pooled = pool(dataclasses.replace(POOL, sources=("7", "5")), raw)
+    assert len(cases_of(pooled)) == 4 and check(pooled, 1) == 0
+    assert set(array_of(pooled / cases_of(pooled)["Dataset007_p0"]["label"]).ravel()) == {0, 1}
+    with pytest.raises(ValueError, match=r"Dataset007_p0: its 2 channels are in 1 files with four axes"):
+        pool(dataclasses.replace(POOL, sources=("7", "6"), channels_from=("6", "7=1"), overwrite=True), raw)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from hyspark_nnunet.datasets.check import check
 from hyspark_nnunet.datasets.dataset_json import read_dataset
 from hyspark_nnunet.datasets.prepare import PrepareOptions, prepare
+from tests.datasets.dicom_files import save, slices
 from tests.datasets.scans import array_of, ct, mr, write, write_dicom_series
 
 TARGET = "Dataset060_Scans"
@@ -112,7 +115,7 @@ def test_incomplete_cases_are_named(tmp_path: Path, raw: Path) -> None:
     for name in ("p1_0000", "p1_0001", "p2_0000"):
         write(mr(), tmp_path / f"s/{name}.nii.gz")
     asked = options(tmp_path / "s", channels=("T1", "T2"))
-    with pytest.raises(ValueError, match=r"1 of 2 cases are incomplete(.|\n)*p2: channel _0001 is missing"):
+    with pytest.raises(ValueError, match=r"1 of 2 cases cannot be used(.|\n)*p2: channel _0001 is missing"):
         prepare(asked, raw)
     assert remains(raw) == []
     written = content(prepare(dataclasses.replace(asked, skip_bad=True), raw))
@@ -258,3 +261,92 @@ def test_the_original_scans_are_never_written(scans: Path, raw: Path) -> None:
     prepare(options(scans), raw)
     prepare(options(scans, files="copied", overwrite=True), raw)
     assert {path: path.read_bytes() for path in scans.rglob("*") if path.is_file()} == before
+
+
+def altered(change: Callable[[np.ndarray], None]) -> sitk.Image:
+    array = sitk.GetArrayFromImage(ct()).astype(np.float32)
+    change(array)
+    return sitk.GetImageFromArray(array)
+
+
+def put_nan(array: np.ndarray) -> None:
+    array[0, 0, 0] = np.nan
+
+
+@pytest.mark.parametrize("labels", ["foreground", "none"])
+def test_all_bad_scans_are_listed_and_left_out(tmp_path: Path, raw: Path, labels: str) -> None:
+    """What check would reject is not made; one odd file does not hide the others."""
+    for i in range(3):
+        write(ct(i), tmp_path / f"s/good{i}.nii.gz")
+    bad = {
+        "colour": (sitk.Compose([ct(), ct(1), ct(2)]), "3 numbers per voxel in one file"),
+        "complex": (sitk.Cast(ct(), sitk.sitkComplexFloat32), "2 numbers per voxel in one file"),
+        "constant": (ct() * 0 - 1000, "constant: every voxel is -1000"),
+        "films": (sitk.JoinSeries([ct(), ct(1)]), "wrong number of channels: 2 instead of 1"),
+        "image": (ct()[:, :, 2], "store a 2D image as a volume of one slice"),
+        "mr": (mr(), "it does not look like CT, as the other scans do"),
+        "nan": (altered(put_nan), "1 NaN of 720 voxels"),
+        "slice": (ct(3)[:, :, 2:3], "2D: 12 x 10 x 1 voxels, but other cases are volumes"),
+        "unit": (ct(spacing=(0.002, 0.002, 0.003)), "absurd spacing: 0.002 x 0.002 x 0.003 mm"),
+    }
+    for name, (image, _) in bad.items():
+        write(image, tmp_path / f"s/{name}.mha")
+    asked = options(tmp_path / "s", labels=labels, exclude=("mr.mha",))
+    with pytest.raises(ValueError, match=r"8 of 11 cases cannot be used, so nothing was made") as caught:
+        prepare(asked, raw)
+    lines = {line.split(":")[0].strip(): line for line in str(caught.value).splitlines()[1:]}
+    for name, (_, message) in bad.items():
+        assert name == "mr" or message in lines[name]
+    assert remains(raw) == []
+    folder = prepare(dataclasses.replace(asked, exclude=(), skip_bad=True, channels=("CT",), files="copied"), raw)
+    assert list(content(folder)["dataset"]) == ["good0", "good1", "good2", "mr"]
+    assert set(content(folder)["hyspark_nnunet"]["left_out"]) == set(bad) - {"mr"}
+    for part in ("imagesTr", "labelsTr"):
+        assert len(list((folder / part).iterdir())) == 4
+    assert check(folder, 1) == 0
+
+
+def test_a_scan_that_differs_from_the_sample_is_named(tmp_path: Path, raw: Path) -> None:
+    for i in range(9):
+        write(ct(i), tmp_path / f"s/a{i}.nii.gz")
+    write(mr(), tmp_path / "s/a1b.nii.gz")  # none of the five that are read to recognise the channel
+    with pytest.raises(ValueError, match=r"1 of 10 cases cannot be used(.|\n)*a1b: it does not look like CT"):
+        prepare(options(tmp_path / "s"), raw)
+
+
+@pytest.mark.parametrize("channels", [(), ("CT",)])
+def test_the_modality_of_every_series_counts(tmp_path: Path, raw: Path, channels: tuple[str, ...]) -> None:
+    stored = np.random.default_rng(0).integers(0, 2000, (4, 6, 6)).astype(np.int16)
+    for i in range(6):
+        for k, dataset in enumerate(slices(stored + i, "MR" if i == 1 else "CT")):
+            save(dataset, tmp_path / f"s/p{i}/{k}.dcm")
+    asked = options(tmp_path / "s", channels=channels)
+    with pytest.raises(ValueError, match=r"1 of 6 cases cannot be used(.|\n)*p1: its modality is MR, but the channel"):
+        prepare(asked, raw)
+    assert len(content(prepare(dataclasses.replace(asked, skip_bad=True), raw))["dataset"]) == 5
+
+
+def test_slices_alone_are_a_data_set_and_a_picture_that_fails_stops_nothing(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        write(ct(i)[:, :, 2:3], tmp_path / f"s/{i}.nii.gz")
+    folder = prepare(options(tmp_path / "s"), raw)
+    assert check(folder, 1) == 0 and imread(folder / "foreground_check.png").std() > 0.05
+    monkeypatch.setattr("hyspark_nnunet.visualisation.save_figure", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("hyspark_nnunet.datasets.foreground_picture.save_figure", lambda *_, **__: 1 / 0)
+    assert len(content(prepare(options(tmp_path / "s", overwrite=True), raw))["dataset"]) == 2
+    assert "no foreground_check.png: ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_names_of_segmentations_are_avoided_and_twins_in_other_endings_are_apart(tmp_path: Path, raw: Path) -> None:
+    write(ct(0), tmp_path / "s/liver_0.nii.gz")
+    write(ct(1), tmp_path / "s/liver_0_seg.nii.gz")
+    write(ct(2), tmp_path / "s/liver_0.nii")
+    with pytest.raises(ValueError, match=r"1 of 3 cases(.|\n)*liver_0-\w*: ITK, and so nnU-Net, reads other voxels"):
+        prepare(options(tmp_path / "s"), raw)
+    folder = prepare(options(tmp_path / "s", files="copied"), raw)
+    cases = content(folder)["dataset"]
+    assert len(cases) == 3 and not [name for name in cases if name.endswith("_seg")]
+    voxels = sorted(int(array_of(folder / files["images"][0]).sum()) for files in cases.values())
+    assert voxels == sorted(int(sitk.GetArrayFromImage(ct(i)).sum()) for i in range(3))

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from hyspark_nnunet.datasets.case_names import unique_names, usable_name
 from hyspark_nnunet.datasets.grouping import cases_by_folder, cases_by_suffix
-from hyspark_nnunet.datasets.scanning import Scan, find_scans, unique_names
+from hyspark_nnunet.datasets.scanning import Scan, find_scans, passed_over_text
+from tests.datasets.dicom_files import header as pydicom_header
 from tests.datasets.scans import ct, write, write_dicom_series
 
 
@@ -28,7 +30,38 @@ def test_every_format_nested_and_dicom(tmp_path: Path) -> None:
     assert [len(s.files) for s in series] == [6, 6, 6] and {s.modality for s in series} == {"CT"}
     assert series[0].relative == "patient/one"
     assert all(s.relative.startswith("patient/two/series-") for s in series[1:])
-    assert found.passed_over == {".txt": 1}
+    assert found.passed_over == {".txt": (1, ("notes.txt",)), "hidden": (1, (".hidden.nii.gz",))}
+
+
+def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
+    write(ct(), tmp_path / "a.nii.gz")
+    for name in ("s/b.hdr", "s/b.img", "c.dcm", "d", "._a.nii.gz", "e.zip", *(f"{i}.json" for i in range(5))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no scan")
+    (tmp_path / "link.dcm").symlink_to(tmp_path / "gone")
+    segmentation = pydicom_header("1.2.840.10008.5.1.4.1.1.66.4", "SEG")
+    segmentation.Rows = 4
+    segmentation.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    pydicom_header("1.2.840.10008.5.1.4.1.1.88.11", "SR").save_as(tmp_path / "report", enforce_file_format=True)
+    text = passed_over_text(find_scans(tmp_path).passed_over)
+    for part in (
+        "5 .json (0.json, 1.json, 2.json, ...)",
+        "1 .hdr (s/b.hdr: half of a pair",
+        "1 .dcm (c.dcm: not DICOM: lacks the mark DICM",
+        "1 without ending (d: not DICOM",
+        "1 hidden (._a.nii.gz)",
+        "1 .zip (e.zip: packed: unpack it)",
+        "1 missing (a broken link) or not a file (link.dcm)",
+        "1 DICOM SEG, not a scan (seg.dcm)",
+        "1 DICOM SR, not a scan (report)",
+    ):
+        assert part in text
+
+
+def test_names_that_nnunet_reserves_or_cannot_write_are_not_given() -> None:
+    names = unique_names([("liver_0", ".nii.gz"), ("liver_0_seg", ".nii.gz"), ("x" * 300, ".nii.gz"), ("b\udcff", "")])
+    assert names[0] == "liver_0" and names[1].startswith("liver_0_seg-") and len(names[2]) < 180
+    assert names[3].startswith("b--") and usable_name("Dataset004_a_seg").startswith("Dataset004_a_seg-")
 
 
 def test_patterns_and_layout(tmp_path: Path) -> None:
@@ -63,7 +96,7 @@ def test_names_are_unique_and_do_not_depend_on_the_neighbours() -> None:
 
 def test_two_scans_of_one_name_are_refused() -> None:
     """Without a suffix, and with that of the first channel."""
-    with pytest.raises(ValueError, match=r"two scans would be one case, a\.nii\.gz: --exclude one"):
+    with pytest.raises(ValueError, match=r"two scans would be one case: a\.nii\.gz: --exclude one"):
         cases_by_suffix([scan("a"), scan("a_0000")], None)
 
 

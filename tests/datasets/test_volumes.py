@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from hyspark_nnunet.datasets.volumes import read_header, read_series, read_volume, volume_ending
+from hyspark_nnunet.datasets.dicom import read_series
+from hyspark_nnunet.datasets.volumes import read_header, read_volume, volume_ending
 from tests.datasets.scans import array_of, ct, write, write_dicom_series
 
 
@@ -25,7 +26,7 @@ def test_a_cut_off_file_is_refused(tmp_path: Path, ending: str, part: float) -> 
 def test_a_shorter_content_in_a_whole_gzip_is_refused(tmp_path: Path) -> None:
     path = write(ct(), tmp_path / "scan.nii.gz")
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-100]))
-    with pytest.raises(ValueError, match="truncated: 1692 bytes where its header promises 1792"):
+    with pytest.raises(ValueError, match="truncated: 1692 bytes instead of the 1792 that its header promises"):
         read_volume(path)
 
 
