@@ -26,7 +26,6 @@ from benchmarks.few_labels.settings import Settings, add_options, settings_of
 from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS
 from benchmarks.few_labels.training import finetune, pretrain
 from benchmarks.few_labels.work import ROOT, Work
-from hyspark_nnunet.demo.run import DemoError
 
 DATA = Path(os.environ.get("HYSPARK_REAL_DATA") or ROOT.parent / "shared" / "data")
 
@@ -186,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except (ValueError, OSError, CommandFailed, DemoError) as error:
+    except (ValueError, OSError, CommandFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ from benchmarks.few_labels.record import mean_dice
 from benchmarks.few_labels.results import Results, Row
 from benchmarks.few_labels.work import Work
 from benchmarks.measuring import write_csv
-from hyspark_nnunet.demo.run import say
 
 MADE_WITH = ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")
 # what names a run in each file: rows of a run are replaced together
@@ -88,7 +87,7 @@ def collect(work: Work, to: Path) -> None:
         _write_lines(to / "recipes" / f"{name}.json", json.dumps(recipe, indent=1).splitlines())
     for source in (work.prepared_file, work.settings_file):
         _write_lines(to / source.name, source.read_text(encoding="utf-8").splitlines())
-    say(f"{len(pretrainings)} pre-trainings and {len(runs)} trainings with labels are in {to}")
+    print(f"{len(pretrainings)} pre-trainings and {len(runs)} trainings with labels are in {to}", flush=True)
 
 
 def check_settings(work: Work, results: Path) -> None:

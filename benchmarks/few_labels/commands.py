@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.few_labels.work import Work
-from hyspark_nnunet.demo.run import DemoError, program, say
 
 SHOWN_OF_A_LOG = 30  # lines
 
@@ -59,7 +58,8 @@ class Commands:
         """
         log = self.work.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        executable = sys.executable if command[0] == "python" else program(command[0])
+        python = Path(sys.executable)
+        executable = python if command[0] == "python" else python.with_name(command[0])
         shown = " ".join([*(f"{key}={value}" for key, value in variables.items()), shlex.join(command)])
         with open(log, "ab") as file:
             file.write(f"\n$ {shown}\n".encode())
@@ -112,8 +112,8 @@ class Commands:
                 for future in as_completed(futures):
                     try:
                         future.result()
-                    except (CommandFailed, DemoError, OSError, ValueError) as error:
-                        say(f"failed: {error}")
+                    except (CommandFailed, OSError, ValueError) as error:
+                        print(f"failed: {error}", flush=True)
                         failures.append(str(error))
             except BaseException:
                 self.stop()

@@ -11,7 +11,6 @@ from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import Splits
 from benchmarks.few_labels.work import Work
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.demo.run import say
 from hyspark_nnunet.planning.planner import PLANS_NAME
 
 LABELLED, UNLABELLED = "Dataset006_Hippocampus", "Dataset060_HippocampusScans"
@@ -59,9 +58,10 @@ def _prepare(commands: Commands, settings: Settings, data: Path, lock: int) -> N
     if not source.is_dir():
         raise FileNotFoundError(f"no hippocampus data at {source}: give the folder that holds them with --data")
     splits = Splits.read(source / "splits.json")
-    say(
+    print(
         f"prepare: {len(splits.pretrain)} scans without labels, {len(splits.labelled[20])} with, "
-        f"{len(splits.validation)} for validation"
+        f"{len(splits.validation)} for validation",
+        flush=True,
     )
     labelled = splits.labelled[20]
     _copy_labelled(source, work.raw / LABELLED, [*labelled, *splits.validation])

@@ -19,7 +19,6 @@ from benchmarks.few_labels.prepare import (
 from benchmarks.few_labels.record import keep_pretraining, keep_run, mean_dice
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.work import Work
-from hyspark_nnunet.demo.run import say
 from hyspark_nnunet.training.checkpoint_folder import BEST, FINAL, LATEST, PREVIOUS
 
 
@@ -86,16 +85,16 @@ def finetune(commands: Commands, settings: Settings, run: Run) -> None:
         command = ("nnUNetv2_evaluate_folder", *folders, *files, "-o", str(scores), "-np", "1")
         commands.run(name, command, {}, arm.name, lock)
         record = keep_run(work, settings, commands.threads, run, folder, scores, weights)
-        say(f"{name}: Dice {100 * mean_dice(record['dice']):.1f}")
+        print(f"{name}: Dice {100 * mean_dice(record['dice']):.1f}", flush=True)
 
 
 def _to_be_done(work: Work, name: str, lock: int | None) -> bool:
     if lock is None:
-        say(f"{name}: another benchmark is at it; left to that one")
+        print(f"{name}: another benchmark is at it; left to that one", flush=True)
     elif work.record(name).is_file():
-        say(f"{name}: finished before")
+        print(f"{name}: finished before", flush=True)
     else:
-        say(f"{name}: begins; what it says is in {work.log(name)}")
+        print(f"{name}: begins; what it says is in {work.log(name)}", flush=True)
         return True
     return False
 
