@@ -80,9 +80,7 @@ def _add_checkpoint(commands: Any) -> None:
         description="Fits a linear head on the frozen encoder's features to some cases of a labelled, preprocessed "
         "data set, and prints its Dice on others: for random weights, and for each file.",
     )
-    probe.add_argument(
-        "files", nargs="*", metavar="FILE", help=FILE_HELP
-    )
+    probe.add_argument("files", nargs="*", metavar="FILE", help=FILE_HELP)
     _add_target(probe, "labelled data set (number or name)", required=True)
     probe.add_argument(
         "--cases",
