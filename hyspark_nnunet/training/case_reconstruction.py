@@ -1,13 +1,17 @@
-"""The reconstruction error of a whole case, patch by patch."""
+"""The reconstruction error of complete cases, patch by patch."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
+from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.masking import mask_grid, view_at
 from hyspark_nnunet.training.data.held_out import fixed_mask
 from hyspark_nnunet.training.loss import reconstruction_loss
@@ -15,13 +19,13 @@ from hyspark_nnunet.visualisation import restore_intensities
 
 
 class CaseReconstruction(NamedTuple):
-    """What became of one case.
+    """The result for one case.
 
     Attributes:
-        loss: mean of the patches' ``reconstruction_loss``; 1 is what predicting each unit's mean gives.
-        mean_absolute_error: over hidden voxels, in units of the preprocessed intensities.
-        n_patches: patches that cover the case.
-        image: (C, *patch), the patch in the middle (2d: of the slice in the middle).
+        loss: mean ``reconstruction_loss`` of the patches; predicting the mean of each unit gives 1.
+        mean_absolute_error: over hidden voxels, in preprocessed intensities.
+        n_patches: number of patches that cover the case.
+        image: (C, *patch), the patch in the middle of the case (2d: of the middle slice).
         visible: BoolTensor (1, *grid) of that patch.
         restored: (C, *patch), its reconstruction in intensities.
     """
@@ -33,6 +37,10 @@ class CaseReconstruction(NamedTuple):
     visible: Tensor
     restored: Tensor
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {"reconstruction_loss": self.loss, "mean_absolute_error": self.mean_absolute_error}
+
 
 def reconstruct_case(
     image: Tensor,
@@ -43,16 +51,16 @@ def reconstruct_case(
     mask_block: int = 1,
     standardised: bool = True,
 ) -> CaseReconstruction:
-    """Covers a case with patches, hides units of each by a fixed mask, and compares.
+    """Covers a case with patches, hides units of each with a fixed mask, and compares the reconstruction.
 
     Args:
-        image: preprocessed, (C, *spatial); padded with zeros where smaller than a patch.
-        patch_size: voxels per axis; of two axes, where the image has three: it is covered slice by slice.
+        image: preprocessed, (C, *spatial); padded with zeros if smaller than a patch.
+        patch_size: voxels per axis; with two axes, an image of three is covered slice by slice.
         unit: voxels of a mask unit per axis.
         mask_ratio: share of hidden units.
-        reconstruct: image (C, *patch) and visible (1, *grid) to the reconstruction (C, *patch).
+        reconstruct: maps image (C, *patch) and visible (1, *grid) to the reconstruction (C, *patch).
         mask_block: units per axis that are hidden together.
-        standardised: is the reconstruction that of standardised units, or of intensities?
+        standardised: the reconstruction is in standardised units; False: in intensities.
     """
     grid = mask_grid(patch_size, unit)
     window = (*[1] * (image.ndim - 1 - len(patch_size)), *patch_size)
@@ -75,3 +83,21 @@ def reconstruct_case(
     return CaseReconstruction(
         sum(losses) / len(losses), sum(errors) / len(errors), len(corners), shown[0], shown[1], shown[2]
     )
+
+
+def write_summary(results: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: Path) -> dict[str, float]:
+    """Writes the results of all cases and their mean as JSON.
+
+    Args:
+        results: "case", "n_patches" and "metrics" of each case.
+        about: further entries.
+        path: of the file.
+
+    Returns:
+        the mean of each metric.
+    """
+    names = ("reconstruction_loss", "mean_absolute_error")
+    mean = {name: float(np.mean([result["metrics"][name] for result in results])) for name in names}
+    with replacing(path) as beside:
+        beside.write_text(json.dumps({"metric_per_case": results, "mean": mean, **about}, indent=2), encoding="utf-8")
+    return mean

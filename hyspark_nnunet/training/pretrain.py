@@ -1,7 +1,5 @@
 """Self-supervised pre-training on preprocessed nnU-Net data sets, whatever the family of the network."""
 
-import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,19 +11,18 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.recipe.fields import OF_INPUT
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
-from hyspark_nnunet.training.case_reconstruction import reconstruct_case
+from hyspark_nnunet.training.case_reconstruction import reconstruct_case, write_summary
 from hyspark_nnunet.training.data.held_out import HeldOutPatches
 from hyspark_nnunet.training.data.image_transforms import pretraining_transforms
 from hyspark_nnunet.training.data.loader_processes import augmenter
-from hyspark_nnunet.training.data.unreadable_cases import RedrawingLoader, fault_of
-from hyspark_nnunet.training.loss import reconstruction_loss
-from hyspark_nnunet.training.probe.cases import LabelledCases, cases_of_dataset
-from hyspark_nnunet.training.probe.linear_probe import LinearProbe, ProbeScore, has_labels
+from hyspark_nnunet.training.data.unreadable_cases import RedrawingLoader, UnreadableCase, finite_image
+from hyspark_nnunet.training.loss import loss_of_predicting_means, reconstruction_loss
+from hyspark_nnunet.training.probe.cases import LabelledCases, cases_to_probe
+from hyspark_nnunet.training.probe.linear_probe import LinearProbe, ProbeScore
 from hyspark_nnunet.training.probe.scheduled import PROBE_BEFORE_KEY, ScheduledProbe
 from hyspark_nnunet.training.runtime.precision import autocast_dtype
 from hyspark_nnunet.training.runtime.ranks import world_size
@@ -33,7 +30,7 @@ from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between,
 from hyspark_nnunet.training.trainer import RecipeTrainer
 from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities
 
-# of the last validation, as in nnUNetTrainer: processes that drift apart run into the timeout of their next meeting
+# in the last validation, as in nnUNetTrainer: without barriers, processes drift apart until one times out
 CASES_BETWEEN_BARRIERS = 20
 
 
@@ -91,10 +88,10 @@ class PretrainTrainer(RecipeTrainer):
         return cls.family.masked_autoencoder(configuration_manager, recipe, num_input_channels)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Pre-training has no deep supervision."""
+        """Nothing: pre-training has no deep supervision."""
 
     def plot_network_architecture(self) -> None:
-        """nnU-Net's plot runs the network on an image alone; this network needs a mask."""
+        """Nothing: nnU-Net's plot runs the network without a mask."""
 
     def _build_loss(self) -> Any:
         return partial(reconstruction_loss, standardised=self.recipe.standardise_targets)
@@ -112,7 +109,7 @@ class PretrainTrainer(RecipeTrainer):
     # --------------------------------------------------------------------------------------------------- data
 
     def get_dataloaders(self) -> tuple[Any, HeldOutPatches]:
-        """nnU-Net's training loader without label work, and the fixed held-out patches.
+        """nnU-Net's training loader without the work on labels, and the fixed validation patches.
 
         Mirrors nnUNetTrainer.get_dataloaders.
         """
@@ -131,10 +128,10 @@ class PretrainTrainer(RecipeTrainer):
         transforms = pretraining_transforms(transforms, self.recipe.intensity_augmentation)
         dataset_tr, dataset_val = self.get_tr_and_val_datasets()
         if self.fold == "all":
-            self.print_to_log_file("Fold 'all' trains on every case: the validation loss is that of training cases.")
+            self.print_to_log_file("Fold 'all' trains on all cases: the validation loss is computed on training cases.")
 
-        def loader(dataset: Any, initial_size: Any, transforms: BasicTransform | None) -> RedrawingLoader:
-            made = RedrawingLoader(
+        def make_loader(dataset: Any, initial_size: Any, transforms: BasicTransform | None) -> RedrawingLoader:
+            loader = RedrawingLoader(
                 dataset,
                 self.batch_size,
                 initial_size,
@@ -144,16 +141,25 @@ class PretrainTrainer(RecipeTrainer):
                 probabilistic_oversampling=self.probabilistic_oversampling,
                 transforms=transforms,
             )
-            # voxels that nobody annotated are as good as any here; nnU-Net would draw no patch around them
-            made.has_ignore = False
-            return made
+            # voxels without annotation are as useful as any here; nnU-Net would draw no patch around them
+            loader.has_ignore = False
+            return loader
 
         if self.recipe.probe_every:
-            cases = self._cases_to_probe(dataset_tr.identifiers, dataset_val.identifiers)
+            own = LabelledCases(
+                self.preprocessed_dataset_folder,
+                self.dataset_class,
+                self.label_manager,
+                dataset_tr.identifiers,
+                dataset_val.identifiers,
+            )
+            cases = cases_to_probe(
+                own, self.recipe.probe_dataset, self.plans_manager, self.configuration_name, self.dataset_json
+            )
             if self.rank == 0:
                 self.probe.draw(cases, patch_size, mirror_axes or ())
         held_out = HeldOutPatches(
-            loader(dataset_val, patch_size, None),
+            make_loader(dataset_val, patch_size, None),
             self.num_val_iterations_per_epoch,
             self.grid,
             self.recipe.mask_ratio,
@@ -163,27 +169,12 @@ class PretrainTrainer(RecipeTrainer):
         )
         if not_finite := sorted(set(self.gather(list(held_out.not_finite)))):
             self.print_to_log_file(
-                f"WARNING: voxels of held-out cases are not finite: {', '.join(not_finite)}. Their patches are left "
-                "out of the validation loss. See: hyspark_nnunet dataset check"
+                f"WARNING: validation cases have voxels that are not finite: {', '.join(not_finite)}. Their patches "
+                "are left out of the validation loss. See: hyspark_nnunet dataset check"
             )
-        training_loader = loader(dataset_tr, initial_patch_size, transforms)
+        training_loader = make_loader(dataset_tr, initial_patch_size, transforms)
         processes = get_allowed_n_proc_DA()
         return augmenter(training_loader, processes, max(6, processes // 2), self.device.type == "cuda"), held_out
-
-    def _cases_to_probe(self, training: Sequence[str], held_out: Sequence[str]) -> LabelledCases | None:
-        """Labelled cases for the linear probe; None: there are no labels.
-
-        Raises:
-            FileNotFoundError, ValueError: see ``cases_of_dataset``; on every rank.
-        """
-        if self.recipe.probe_dataset is not None:
-            return cases_of_dataset(
-                self.recipe.probe_dataset, self.plans_manager, self.configuration_name, self.dataset_json
-            )
-        if not has_labels(self.dataset_json):
-            return None
-        folder = self.preprocessed_dataset_folder
-        return LabelledCases(folder, self.dataset_class, self.label_manager, training, held_out)
 
     # -------------------------------------------------------------------------------------------------- steps
 
@@ -200,7 +191,7 @@ class PretrainTrainer(RecipeTrainer):
             return probe.score(self.bare_network.encoder, self.device)
 
     def _loss_of(self, image: Tensor, visible: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss against ``target``, where it is not the image itself that is to be rebuilt."""
+        """The loss against ``target``; None: against the image itself."""
         with self.autocast():
             reconstruction = self.network(image, visible, self.num_visible)
         return self.loss(reconstruction, image if target is None else target, visible)
@@ -220,18 +211,14 @@ class PretrainTrainer(RecipeTrainer):
         super().on_validation_epoch_start()
         self.dataloader_val.restart()
         if self._loss_of_means is None:
-            losses = self.gather([self._means_of(batch) * self.loss_share for batch in self.dataloader_val.batches])
-            loss = self._loss_of_means = float(np.mean(losses))
+            losses = [
+                loss_of_predicting_means(batch["data"], batch["visible"], self.recipe.standardise_targets)
+                for batch in self.dataloader_val.batches
+            ]
+            loss = self._loss_of_means = float(np.mean(self.gather([loss * self.loss_share for loss in losses])))
             self.print_to_log_file(
-                f"On the validation patches, predicting every hidden block's mean gives a loss of {loss:.4f}"
+                f"On the validation patches, predicting the mean of every hidden block gives a loss of {loss:.4f}"
             )
-
-    def _means_of(self, batch: dict) -> float:
-        """The loss of predicting every hidden block's mean: what a network begins with."""
-        image, means = batch["data"], torch.zeros_like(batch["data"])
-        if not self.recipe.standardise_targets:
-            means = torch.stack([restore_intensities(one, of, self.unit) for one, of in zip(means, image, strict=True)])
-        return float(self.loss(means, image, batch["visible"]))
 
     def validation_step(self, batch: dict) -> dict:
         image = batch["data"].to(self.device, non_blocking=True)
@@ -243,10 +230,10 @@ class PretrainTrainer(RecipeTrainer):
         self.logger.log("val_losses", np.mean(losses), self.current_epoch)
 
     def judge_epoch(self) -> bool:
-        """The best checkpoint is that of the lowest validation loss; nnU-Net judges by a Dice."""
+        """The best epoch has the lowest validation loss; nnU-Net takes the highest Dice."""
         self.probe.score_epoch(self.current_epoch)
         val_loss = self.logger.get_value("val_losses", step=-1)
-        # nnU-Net's field for the best value so far, which its checkpoints carry
+        # nnU-Net's attribute for the best value so far, which its checkpoints contain
         if not np.isfinite(val_loss) or (self._best_ema is not None and val_loss >= self._best_ema):
             return False
         self._best_ema = float(val_loss)
@@ -263,7 +250,7 @@ class PretrainTrainer(RecipeTrainer):
 
     @torch.no_grad()
     def _reconstruct(self, image: Tensor, visible: Tensor) -> Tensor:
-        """Reconstruction (C, *spatial) of one patch, as the loss sees it, float32 on the CPU."""
+        """Reconstruction (C, *spatial) of one patch, in the units of the loss, float32 on the CPU."""
         with self.autocast():
             reconstruction = self.bare_network(
                 image[None].to(self.device), visible[None].to(self.device), self.num_visible
@@ -286,10 +273,10 @@ class PretrainTrainer(RecipeTrainer):
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's last step: here the reconstruction error of every validation case, and pictures of the first few.
+        """The last step of nnU-Net's command: the reconstruction error of all validation cases, and a few pictures.
 
         Args:
-            save_probabilities: not used, pre-training has none.
+            save_probabilities: not used; pre-training has none.
         """
         self.network.eval()
         folder = Path(self.output_folder) / "validation"
@@ -297,7 +284,7 @@ class PretrainTrainer(RecipeTrainer):
         _, keys = self.do_split()
         keys = sorted(keys)
         pictured = set(keys[: self.recipe.num_pictures])
-        # rounds in which every process has a case
+        # rounds in which all processes have a case
         rounds = len(keys) // world_size()
         keys = keys[self.rank :: world_size()]
         dataset = self.dataset_class(self.preprocessed_dataset_folder, keys)
@@ -305,13 +292,10 @@ class PretrainTrainer(RecipeTrainer):
         for number, key in enumerate(keys, start=1):
             if self.is_ddp and number <= rounds and number % CASES_BETWEEN_BARRIERS == 0:
                 torch.distributed.barrier()
-            if (fault := fault_of(dataset, key)) is not None:
+            try:
+                image = finite_image(dataset, key)
+            except UnreadableCase as fault:
                 self.print_to_log_file(f"WARNING: {fault}. It is left out.")
-                continue
-            data, _, _, _ = dataset.load_case(key)
-            image = torch.from_numpy(np.asarray(data[:], dtype=np.float32))
-            if not image.isfinite().all():
-                self.print_to_log_file(f"WARNING: case {key}: voxels of it are not finite. It is left out.")
                 continue
             case = reconstruct_case(
                 image,
@@ -322,8 +306,7 @@ class PretrainTrainer(RecipeTrainer):
                 self.recipe.mask_block,
                 self.recipe.standardise_targets,
             )
-            metrics = {"reconstruction_loss": case.loss, "mean_absolute_error": case.mean_absolute_error}
-            results.append({"case": key, "n_patches": case.n_patches, "metrics": metrics})
+            results.append({"case": key, "n_patches": case.n_patches, "metrics": case.metrics})
             self.print_to_log_file(f"{key}: reconstruction loss {case.loss:.4f} over {case.n_patches} patches")
             if key in pictured:
                 row = (key, case.image, case.visible, case.restored)
@@ -332,20 +315,8 @@ class PretrainTrainer(RecipeTrainer):
                 )
         results = sorted(self.gather(results), key=lambda result: result["case"])
         if self.rank == 0:
-            self._write_summary(results, folder / "summary.json")
-
-    def _write_summary(self, results: list[dict], path: Path) -> None:
-        names = ("reconstruction_loss", "mean_absolute_error")
-        mean = {name: float(np.mean([result["metrics"][name] for result in results])) for name in names}
-        summary = {
-            "metric_per_case": results,
-            "mean": mean,
-            "mask_ratio": self.recipe.mask_ratio,
-            "mask_unit": list(self.unit),
-            "epoch": self.current_epoch,
-        }
-        with replacing(path) as beside:
-            beside.write_text(json.dumps(summary, indent=2), encoding="utf-8")
-        self.logger.log_summary("final_val/reconstruction_loss", mean["reconstruction_loss"])
-        self.print_to_log_file(f"Validation complete: {path}")
-        self.print_to_log_file("Mean reconstruction loss: ", mean["reconstruction_loss"])
+            about = {"mask_ratio": self.recipe.mask_ratio, "mask_unit": list(self.unit), "epoch": self.current_epoch}
+            mean = write_summary(results, about, folder / "summary.json")
+            self.logger.log_summary("final_val/reconstruction_loss", mean["reconstruction_loss"])
+            self.print_to_log_file(f"Validation complete: {folder / 'summary.json'}")
+            self.print_to_log_file("Mean reconstruction loss: ", mean["reconstruction_loss"])

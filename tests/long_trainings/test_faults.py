@@ -95,7 +95,7 @@ def test_a_damaged_case_and_a_case_of_nan(commands: Commands, tmp_path: Path, tr
         whole = file.read_bytes()
         write_nan(file)
         run = commands.train(trainer, tmp_path / "results", "--val", **more)
-        assert f"WARNING: case {validated}: voxels of it are not finite. It is left out." in run.printed
+        assert f"WARNING: case {validated} has voxels that are not finite. It is left out." in run.printed
         file.write_bytes(whole)
     damage(file)
     fault = f"case {validated}: its image in {configuration} cannot be read"

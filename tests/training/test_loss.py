@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hyspark_nnunet.masking import sample_visible
-from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.loss import loss_of_predicting_means, reconstruction_loss
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -63,3 +63,18 @@ def test_targets_that_are_not_standardised_are_the_image() -> None:
     off = reconstruction_loss(image + 3, image, visible, standardised=False)
     assert off.item() == pytest.approx(9, rel=1e-4)
     assert reconstruction_loss(image, image, visible) > 1
+
+
+@pytest.mark.parametrize(("standardised", "of_structure"), [(True, 1.0), (False, 9.0)])
+def test_predicting_means(standardised: bool, of_structure: float) -> None:
+    image = 3 * torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0)) + 7
+    image[:, :, 8:] = 7.0  # blocks without structure, as in padding, have their mean everywhere
+    visible = torch.zeros(2, 1, 2, 2, 2, dtype=torch.bool)
+    visible[:, :, 0, 0] = True
+    found = loss_of_predicting_means(image, visible, standardised)
+    # of six hidden blocks four are constant
+    assert found == pytest.approx(of_structure / 3, rel=0.05)
+    blocks = image.unfold(2, 8, 8).unfold(3, 8, 8).unfold(4, 8, 8)
+    means = blocks.mean((-1, -2, -3)).repeat_interleave(8, 2).repeat_interleave(8, 3).repeat_interleave(8, 4)
+    prediction = torch.zeros_like(image) if standardised else means
+    assert found == pytest.approx(reconstruction_loss(prediction, image, visible, standardised).item(), rel=1e-5)

@@ -49,10 +49,12 @@ class TestLearningRateFactor:
         factor, _ = CURVES[curve]
         assert factor(max(warmup - 1e-9, 0.0), warmup) == pytest.approx(factor(warmup + 1e-9, warmup), abs=1e-6)
 
-    def test_is_a_line_while_warming_up(self, curve, warmup):
-        factor, _ = CURVES[curve]
-        if warmup:
-            assert factor(warmup / 2, warmup) == pytest.approx((1 + WARMUP_START) / 2)
+
+@pytest.mark.parametrize("warmup", WARMUPS[1:])
+@pytest.mark.parametrize("curve", CURVES)
+def test_is_a_line_while_warming_up(curve, warmup):
+    factor, _ = CURVES[curve]
+    assert factor(warmup / 2, warmup) == pytest.approx((1 + WARMUP_START) / 2)
 
 
 def test_cosine_is_halfway_between_the_warm_up_and_the_end():

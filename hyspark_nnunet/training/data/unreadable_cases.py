@@ -1,4 +1,4 @@
-"""Cases whose preprocessed files cannot be read: named, and replaced by another draw."""
+"""Cases whose preprocessed files cannot be read are named, and others are drawn instead."""
 
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,20 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from hyspark_nnunet.training.data.loader_processes import end_with_parent
 
-# of nnU-Net's data sets, in which it keeps the segmentations of a cascade's first stage, too
+# file formats of nnU-Net's data sets, and of the segmentations of a cascade's first stage
 SEGMENTATION_ENDINGS = (".b2nd", ".npz", ".npy")
-# so many errors in a row that a second reading does not show are tried again
+# consecutive errors that a second reading does not confirm; more than these are raised
 PASSING_FAULTS = 10
 
 
 class UnreadableCase(OSError):
-    """A case's files are damaged or missing."""
+    """A case cannot be used: its files are damaged or missing, or its voxels are not finite."""
 
 
 def fault_of(dataset: nnUNetBaseDataset, case: str) -> str | None:
-    """What is wrong with the files of a case; None where they can be read to the end.
+    """What is wrong with the files of a case; None: they can be read completely.
 
-    nnU-Net opens a case and reads the voxels of a patch later: damage shows anywhere on the way.
+    nnU-Net opens a case and reads the voxels of a patch later: damage may show at any point.
     """
     part = "files"
     try:
@@ -33,18 +33,32 @@ def fault_of(dataset: nnUNetBaseDataset, case: str) -> str | None:
             part = name
             if array is not None:
                 np.asarray(array[:])
-    except Exception as error:  # whatever the reader of a damaged file stumbles over
+    except Exception as error:  # readers fail on a damaged file in any way
         folder = getattr(dataset, "source_folder", "")
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         return f"case {case}: its {part} in {folder} cannot be read ({type(error).__name__}: {reason})"
     return None
 
 
-def check_first_stage(dataset: nnUNetBaseDataset) -> None:
-    """A cascade's second stage needs the first stage's segmentation of every case.
+def finite_image(dataset: nnUNetBaseDataset, case: str) -> torch.Tensor:
+    """The image (C, *spatial) of a case, float32.
 
     Raises:
-        FileNotFoundError: some are missing; names how many, and one.
+        UnreadableCase: its files cannot be read, or it has voxels that are not finite.
+    """
+    if (fault := fault_of(dataset, case)) is not None:
+        raise UnreadableCase(fault)
+    image = torch.from_numpy(np.asarray(dataset.load_case(case)[0][:], dtype=np.float32))
+    if not image.isfinite().all():
+        raise UnreadableCase(f"case {case} has voxels that are not finite")
+    return image
+
+
+def check_first_stage(dataset: nnUNetBaseDataset) -> None:
+    """Checks that the first stage of a cascade has segmented every case.
+
+    Raises:
+        FileNotFoundError: segmentations are missing; says how many, and names one case.
     """
     folder = dataset.folder_with_segs_from_previous_stage
     if folder is None:
@@ -59,7 +73,7 @@ def check_first_stage(dataset: nnUNetBaseDataset) -> None:
 
 
 class LastCase:
-    """A data set that knows which case was loaded last."""
+    """A data set that remembers which case was loaded last."""
 
     def __init__(self, dataset: nnUNetBaseDataset) -> None:
         self.dataset = dataset
@@ -72,20 +86,20 @@ class LastCase:
 
 
 class RedrawingLoader(nnUNetDataLoader):
-    """nnU-Net's loader; a batch with an unreadable case is drawn again, and says so under "unreadable".
+    """nnU-Net's loader; a batch with an unreadable case is drawn again, and reports the case under "unreadable".
 
     Takes the arguments of nnUNetDataLoader.
     """
 
     def __init__(self, data: nnUNetBaseDataset, *args: Any, **kwargs: Any) -> None:
         super().__init__(LastCase(data), *args, **kwargs)
-        # by case, what is wrong with it
+        # the fault of each case
         self.unreadable: dict[str, str] = {}
-        # errors in a row of cases that could be read afterwards
+        # consecutive errors of cases that could be read afterwards
         self.passing = 0
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """A batch of nnU-Net with "unreadable": what is wrong with cases that could not be read so far, by case.
+        """A batch of nnU-Net with "unreadable": the faults of the cases that could not be read so far, by case.
 
         Raises:
             UnreadableCase: no case is left.
@@ -98,23 +112,23 @@ class RedrawingLoader(nnUNetDataLoader):
                 case = self._data.case
                 fault = None if case is None else fault_of(self._data.dataset, str(case))
                 if fault is None:
-                    # readable again: a network drive's hiccup, or not the files' fault at all
+                    # it can be read now: a short failure of a network drive, or another error
                     self.passing += 1
                     if not isinstance(error, OSError | RuntimeError) or self.passing > PASSING_FAULTS:
                         raise
-                    # the same draw: what is no hiccup fails again, and what comes later is drawn as ever
+                    # the same draw again: other errors repeat, and later draws are unchanged
                     np.random.set_state(drawn_from[0])
                     torch.set_rng_state(drawn_from[1])
                     continue
-                # the case stays in the draw: which cases are drawn next must not depend on what failed before,
-                # or a training that is continued would draw others
+                # the case may be drawn again: if later draws depended on earlier failures, a resumed training would
+                # draw other cases
                 self.unreadable[str(case)] = fault
                 if len(self.unreadable) == len(set(self.indices)):
                     raise UnreadableCase(
                         f"none of the {len(self.unreadable)} cases can be read; preprocess again. First: {fault}"
                     ) from error
             else:
-                # a fault of the file system may pass
+                # the file system may have recovered
                 self.passing = 0
                 for case in batch["keys"]:
                     self.unreadable.pop(str(case), None)
@@ -124,5 +138,5 @@ class RedrawingLoader(nnUNetDataLoader):
         """Called by batchgenerators in each loader process, when it starts."""
         super().set_thread_id(thread_id)
         end_with_parent()
-        # batchgenerators seeds NumPy alone: forked processes would all augment with the same numbers of torch
+        # batchgenerators seeds only NumPy: all forked processes would augment with the same random numbers of torch
         torch.manual_seed(int(np.random.randint(2**31)))

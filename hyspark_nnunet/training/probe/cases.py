@@ -1,4 +1,4 @@
-"""Whom the linear probe looks at: labelled cases of the data set that is trained on, or of another one."""
+"""The labelled cases of the linear probe: of the data set that is trained on, or of another one."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from hyspark_nnunet.datasets.preprocessed import check_holds_cases, holds_cases, plans_in, preprocessed_folder
-from hyspark_nnunet.training.data.unreadable_cases import fault_of
+from hyspark_nnunet.training.data.unreadable_cases import UnreadableCase, finite_image
 from hyspark_nnunet.training.probe.linear_probe import has_labels, with_room
 
 
@@ -23,10 +23,10 @@ class LabelledCases:
 
     Attributes:
         folder: of the preprocessed data.
-        dataset_class: nnU-Net's, for the format of these files.
+        dataset_class: nnU-Net's class for the format of these files.
         label_manager: of their labels.
         training: identifiers of the cases to fit to.
-        held_out: of those to score on; the same as ``training`` where no case is held out.
+        held_out: identifiers of the cases to score; the same as ``training`` if no case is held out.
     """
 
     folder: str
@@ -36,23 +36,48 @@ class LabelledCases:
     held_out: Sequence[str]
 
     def loader(self, key: str, patch_size: Sequence[int]) -> nnUNetDataLoader:
-        """Patches of one case around its labels, ``with_room`` for those of this size."""
+        """Loads patches of one case around its labels, larger than this size by ``with_room``."""
         case, size = self.dataset_class(self.folder, [key]), with_room(patch_size)
         return nnUNetDataLoader(case, 1, size, size, self.label_manager, oversample_foreground_percent=1)
 
     def fault_of(self, key: str) -> str | None:
-        """Why a case cannot be used: it cannot be read, or has voxels that are not finite; None: it can."""
-        dataset = self.dataset_class(self.folder, [key])
-        fault = fault_of(dataset, key)
-        if fault is None and not np.isfinite(np.asarray(dataset.load_case(key)[0][:])).all():
-            fault = f"case {key} has voxels that are not finite"
-        return fault
+        """Why a case cannot be used; None: it can."""
+        try:
+            finite_image(self.dataset_class(self.folder, [key]), key)
+        except UnreadableCase as fault:
+            return str(fault)
+        return None
+
+
+def cases_to_probe(
+    own: LabelledCases,
+    probe_dataset: str | None,
+    plans_manager: PlansManager,
+    configuration_name: str,
+    dataset_json: dict[str, Any],
+) -> LabelledCases | None:
+    """The cases that a pre-training is probed on; None: its data set has no labels.
+
+    Args:
+        own: cases of the data set that is trained on.
+        probe_dataset: of the recipe: another data set, or None.
+        plans_manager: of the data set that is trained on.
+        configuration_name: of the training.
+        dataset_json: of the data set that is trained on.
+
+    Raises:
+        FileNotFoundError: see ``cases_of_dataset``.
+        ValueError: see ``cases_of_dataset``.
+    """
+    if probe_dataset is not None:
+        return cases_of_dataset(probe_dataset, plans_manager, configuration_name, dataset_json)
+    return own if has_labels(dataset_json) else None
 
 
 def cases_of_dataset(
     dataset: str, plans_manager: PlansManager, configuration_name: str, dataset_json: dict[str, Any]
 ) -> LabelledCases:
-    """All cases of another data set, if its voxels mean what those of the data set that is trained on mean.
+    """All cases of another data set that was preprocessed like the one that is trained on.
 
     Args:
         dataset: its number or name.
@@ -96,11 +121,11 @@ def cases_of_dataset(
 def preprocessed_cases(
     plans_manager: PlansManager, configuration_name: str, dataset_json: dict[str, Any]
 ) -> LabelledCases:
-    """All cases of a data set.
+    """All preprocessed cases of a data set.
 
     Args:
         plans_manager: of the data set.
-        configuration_name: whose preprocessed data are taken.
+        configuration_name: of the preprocessed data.
         dataset_json: of the data set.
 
     Raises:
