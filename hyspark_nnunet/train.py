@@ -20,21 +20,21 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from hyspark_nnunet.training.distributed import DistributedTraining
 from hyspark_nnunet.training.runtime.ranks import from_torchrun, number_on_machine
 
-# how long a process waits for another, which may be writing a checkpoint or validating the largest case; a process
-# that ends is noticed by torchrun at once
-PATIENCE = timedelta(hours=1)
+# how long a process waits for another, which may be writing a checkpoint or validating the largest case; torchrun
+# notices at once if a process ends
+TIMEOUT = timedelta(hours=1)
 
 
 def main() -> None:
-    """Runs nnU-Net's command on the command line, as one of torchrun's processes where this is one."""
+    """Runs nnU-Net's command, as one of torchrun's processes if torchrun started this one."""
     if not from_torchrun():
         run_training_entry()
         return
     device, trainer, num_gpus = launch_arguments(sys.argv[1:])
     if num_gpus > 1:
-        sys.exit(f"-num_gpus {num_gpus}: torchrun's --nproc_per_node says how many processes train; leave it out")
+        sys.exit(f"-num_gpus {num_gpus}: leave it out; torchrun's --nproc_per_node sets the number of processes")
     if not issubclass(recursive_find_trainer_class_by_name(trainer), DistributedTraining):
-        sys.exit(f"-tr {trainer}: only HySparK's trainers train with torchrun; nnUNetv2_train -num_gpus trains others")
+        sys.exit(f"-tr {trainer}: only HySparK's trainers support torchrun; use nnUNetv2_train -num_gpus for others")
     if device == "cuda":
         if number_on_machine() >= torch.cuda.device_count():
             sys.exit(
@@ -42,11 +42,11 @@ def main() -> None:
                 "that many (--nproc_per_node), or train with -device cpu"
             )
         torch.cuda.set_device(number_on_machine())
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         run_training_entry()
     except SystemExit as ended:
-        # a training that was asked to stop ends as one that is done
+        # a training that was stopped by a signal is no failure
         if ended.code:
             raise
     finally:
@@ -56,11 +56,11 @@ def main() -> None:
 
 
 def leave() -> None:
-    """Ends the process, with code 0, without the interpreter's finalization.
+    """Ends the process with code 0, without the interpreter's finalization.
 
-    gloo's threads outlive their group where DDP has used it. One that frees a tensor during the finalization aborts
-    the process, and torchrun calls a training that is done a failure; one that does while DDP's wrapper is freed waits
-    for the interpreter, which waits for it.
+    gloo's threads outlive their process group if DDP has used it. A thread that frees a tensor during the finalization
+    aborts the process, and torchrun reports a finished training as failed. A thread that does so while DDP's wrapper is
+    freed causes a deadlock with the interpreter.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -69,9 +69,9 @@ def leave() -> None:
 
 
 def launch_arguments(argv: Sequence[str]) -> tuple[str, str, int]:
-    """Of nnUNetv2_train's arguments, those the launch depends on: device, trainer, number of GPUs.
+    """The arguments of nnUNetv2_train that the launch depends on: device, trainer, number of GPUs.
 
-    nnU-Net's own parser, which lies inside its command, reads all of them again.
+    nnU-Net's own parser is inside its command, and parses them again.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-device", default="cuda")

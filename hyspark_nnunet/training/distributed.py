@@ -1,4 +1,4 @@
-"""Training by several processes: the batch divided among them, the network wrapped for them."""
+"""Training with several processes: how the batch is divided and the network is wrapped."""
 
 from typing import Any
 
@@ -20,17 +20,17 @@ from hyspark_nnunet.training.saving import SavedTraining
 
 
 class DistributedTraining(SavedTraining):
-    """The training of one process, or of one of many; nnU-Net's DDP is for the GPUs of one machine."""
+    """A training with one or many processes, on one or many machines; nnU-Net's DDP is limited to one machine."""
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:
-            # nnU-Net takes it that DDP means CUDA, and the global rank for the number of the GPU
+            # nnU-Net assumes CUDA under DDP, and uses the global rank as the number of the GPU
             self.device = device_of_process(device)
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             else:
-                # nnU-Net gives every process all processors
+                # nnU-Net lets every process use all processors
                 torch.set_num_threads(max(1, torch.get_num_threads() // processes_on_machine()))
 
     @property
@@ -40,9 +40,9 @@ class DistributedTraining(SavedTraining):
 
     @property
     def loss_share(self) -> float:
-        """Factor on the loss of this process with which DDP's mean over processes is the mean over the joint batch.
+        """Factor on the loss of this process that makes DDP's mean over processes the mean over the joint batch.
 
-        1 where all processes have as many patches.
+        1 if all processes have the same number of patches.
         """
         return 1.0 if not self.is_ddp else world_size() * self.batch_size / self.global_batch_size
 
@@ -55,24 +55,26 @@ class DistributedTraining(SavedTraining):
         if self.is_ddp and self.global_batch_size < world_size():
             raise ValueError(
                 f"a batch of {self.global_batch_size} patches cannot be divided among {world_size()} processes: set "
-                f"{variable_name('batch_size')} to {world_size()} or more, or start fewer"
+                f"{variable_name('batch_size')} to {world_size()} or more, or start fewer processes"
             )
         super()._set_batch_size_and_oversample()
 
     @property
     def has_batch_norm(self) -> bool:
-        """Does the network take statistics over a batch?"""
+        """Does the network compute statistics over a batch?"""
         return any(isinstance(module, _BatchNorm) for module in self.network.modules())
 
     def _do_i_compile(self) -> bool:
-        """nnU-Net's choice, but for networks whose BatchNorm is synchronised between processes.
+        """nnU-Net's choice, except for networks whose BatchNorm is synchronised between processes.
 
-        torch.compile breaks its graph there: what "light" leaves to the compiler would be kept, more memory than the
-        plan counts on, and torch 2.5 and earlier refuse what recomputation makes of DDP's graphs.
+        torch.compile breaks its graph there. Activations that "light" leaves to the compiler would then be kept, which
+        takes more memory than planned, and torch 2.5 and earlier fail on DDP's graphs with recomputation.
         """
         compiles = super()._do_i_compile()
         if compiles and world_size() > 1 and self.has_batch_norm:
-            self.print_to_log_file("Not compiled: torch.compile does not go well with BatchNorm over several GPUs.")
+            self.print_to_log_file(
+                "Not compiled: torch.compile takes more memory or fails if BatchNorm is synchronised between GPUs."
+            )
             return False
         return compiles
 
@@ -81,9 +83,9 @@ class DistributedTraining(SavedTraining):
         return []
 
     def distribute_network(self) -> None:
-        """Wraps the network by DDP without its search for unused parameters, once the optimizer knows it."""
+        """Wraps the network in DDP without its search for unused parameters; call it after the optimizer is built."""
         for parameter in self.unused_parameters():
-            # DDP would wait for its gradient; the optimizer passes over what has none, as in a single process
+            # DDP would wait for its gradient; the optimizer skips it, as in a single process
             parameter.requires_grad_(False)
         on_cuda = self.device.type == "cuda"
         if on_cuda:
@@ -95,14 +97,14 @@ class DistributedTraining(SavedTraining):
         )
         if not on_cuda and self.has_batch_norm:
             self.print_to_log_file(
-                "BatchNorm is not synchronised, PyTorch does that on CUDA only: every process normalises by its own "
+                "BatchNorm is not synchronised (PyTorch does that only on CUDA): every process normalises with its own "
                 "part of the batch."
             )
 
     def make_split_in_turn(self) -> None:
-        """Lets one process at a time write splits_final.json where it is missing: the others would read half of it.
+        """Lets one process at a time create splits_final.json, so that no process reads a half-written file.
 
-        Rank 0 first, then the first process of each machine, in case it has preprocessed data of its own.
+        Rank 0 first, then the first process of each machine, in case the machine has its own preprocessed data.
         """
         if not self.is_ddp or self.fold == "all":
             return
@@ -113,5 +115,5 @@ class DistributedTraining(SavedTraining):
             dist.barrier()
 
     def gather(self, values: list[Any]) -> list[Any]:
-        """The lists of all ranks, joined."""
+        """The lists of all ranks, concatenated."""
         return [value for part in every_rank(values) for value in part]

@@ -29,7 +29,7 @@ from hyspark_nnunet.training.runtime.ranks import world_size
 from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
 from hyspark_nnunet.training.trainer import RecipeTrainer
 
-# of nnUNetTrainer.train_step
+# as in nnUNetTrainer.train_step
 GRADIENT_CLIP = 12.0
 
 
@@ -52,9 +52,9 @@ class FinetuneTrainer(RecipeTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        # of a training that began from a file; else the recipe says
+        # of a training that started from a file; None: those of the recipe
         self._layer_rates: Mapping[str, float] | None = None
-        # nnU-Net gives the coarsest output no weight: with a single output nothing would be left to train on
+        # nnU-Net gives the coarsest output no weight: a single output would have no loss
         self.enable_deep_supervision = len(self.strides) > 2
 
     @classmethod
@@ -78,7 +78,7 @@ class FinetuneTrainer(RecipeTrainer):
         return optimizer, scheduler
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The encoder apart where the recipe treats it otherwise."""
+        """Separate groups for the encoder if its learning rate differs from the decoder's."""
         apart = self.recipe.decoder_warmup_epochs > 0 or self.recipe.encoder_hold_epochs > 0
         rates = self._layer_rates
         if rates is None:
@@ -150,7 +150,7 @@ class FinetuneTrainer(RecipeTrainer):
         )
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
-        """As nnU-Net's, for the stages the network takes of the plan."""
+        """As in nnU-Net, for the stages that the network has."""
         if not self.enable_deep_supervision:
             return None
         return [list(scale) for scale in 1 / np.cumprod(np.vstack(self.strides), axis=0)][:-1]
@@ -161,28 +161,28 @@ class FinetuneTrainer(RecipeTrainer):
         """nnU-Net's division of the batch among the processes.
 
         Raises:
-            ValueError: there are more processes than patches, or the plan has batch_dice and they are not divisible.
+            ValueError: there are fewer patches than processes, or batch_dice needs a batch that is divisible.
         """
         super()._set_batch_size_and_oversample()
         total, processes = self.global_batch_size, world_size()
         if self.configuration_manager.batch_dice and total % processes:
             raise ValueError(
                 f"a batch of {total} patches is not divisible among {processes} processes, as nnU-Net's Dice over the "
-                f"whole batch (batch_dice in the plan) needs: set {variable_name('batch_size')} to a multiple of "
+                f"batch (batch_dice in the plan) requires: set {variable_name('batch_size')} to a multiple of "
                 f"{processes}"
             )
 
     def unused_parameters(self) -> list[nn.Parameter]:
-        """The head of the coarsest output, which has no weight in the loss; without deep supervision all but one."""
+        """Heads without weight in the loss: the coarsest; without deep supervision all but the last."""
         heads = list(self.bare_network.decoder.seg_layers)
         unused = heads[:1] if self.enable_deep_supervision else heads[:-1]
         return [parameter for head in unused for parameter in head.parameters()]
 
     def _build_loss(self) -> nn.Module:
-        """nnU-Net's loss, of several processes the same as of one.
+        """nnU-Net's loss, with the same weights for one and for several processes.
 
-        nnU-Net gives the coarsest output a weight of 1e-6 under DDP, lest its head be without a gradient; here that
-        head does not ask for one (``unused_parameters``).
+        Under DDP nnU-Net gives the coarsest output a weight of 1e-6 so that its head has a gradient; here that head
+        needs none (``unused_parameters``).
         """
         loss = super()._build_loss()
         if self.is_ddp and self.enable_deep_supervision:
@@ -194,7 +194,7 @@ class FinetuneTrainer(RecipeTrainer):
     # -------------------------------------------------------------------------------------------------- data
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's, which draw again where a case cannot be read. Mirrors nnUNetTrainer.get_dataloaders.
+        """nnU-Net's loaders, but an unreadable case is drawn again. Mirrors nnUNetTrainer.get_dataloaders.
 
         Raises:
             FileNotFoundError: a cascade's first stage has not segmented every case.
@@ -266,7 +266,7 @@ class FinetuneTrainer(RecipeTrainer):
             return self.loss(self.network(image), target) * self.loss_share
 
     def judge_epoch(self) -> bool:
-        """As nnU-Net judges: by the moving average of the Dice."""
+        """As in nnU-Net: the best epoch has the highest moving average of the Dice."""
         dice = self.logger.get_value("dice_per_class_or_region", step=-1)
         self.print_to_log_file("Pseudo dice", [np.round(value, decimals=4) for value in dice])
         average = self.logger.get_value("ema_fg_dice", step=-1)
@@ -280,7 +280,7 @@ class FinetuneTrainer(RecipeTrainer):
         self.logger.plot_progress_png(self.output_folder)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's; where it stops at a case that cannot be read, the error names it.
+        """nnU-Net's; if it fails on a case that cannot be read, the error names the case.
 
         Raises:
             UnreadableCase: the files of a case are damaged.

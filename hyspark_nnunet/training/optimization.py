@@ -1,4 +1,4 @@
-"""Parameter groups of both trainers' AdamW."""
+"""Parameter groups of the optimizer, and the learning rates of the encoder's layers."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 ENCODER, REST = "encoder", "decoder"
 WEIGHTS, EXEMPT = "weights", "norms, biases, mask tokens"
-# of the decoder's rate: with the seven layers of preset S at four stages a decay of 0.5 (docs/results.md)
+# of the decoder's rate; with the seven layers of preset S at four stages this is a decay of 0.5 (docs/results.md)
 FIRST_LAYER_RATE = 1 / 128
 
 
@@ -21,22 +21,21 @@ def parameter_groups(
     apart: bool = False,
     rates: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Weights, which decay, and norms, biases and mask tokens, which do not; the encoder's apart where asked for.
+    """Groups of weights, which decay, and of norms, biases and mask tokens, which do not.
 
-    The first group has the full learning rate: nnU-Net prints and logs its rate as that of the training. (Positions are
-    computed, and so are no parameters.)
+    The first group has the full learning rate, because nnU-Net logs the rate of the first group.
 
     Args:
-        network: ours; parameters that DDP was told not to wait for are in the groups, too, as without DDP.
+        network: its parameters, including those that need no gradient under DDP.
         weight_decay: of the weights.
-        learning_rate: peak rate of all but the encoder.
-        apart: the encoder has groups of its own.
-        rates: factor on the rate of each layer of the encoder (``layer_rates``), which all have groups of their own
-            then; empty: all alike.
+        learning_rate: peak rate of everything except the encoder.
+        apart: the encoder has separate groups.
+        rates: factor on the rate of each layer of the encoder (``layer_rates``); each layer then has separate groups.
+            Empty: the same rate for all.
 
     Returns:
-        groups for torch.optim.AdamW, each with a ``name`` and a ``part`` ("encoder" or "decoder"; "decoder" for all
-        where the encoder is not apart). A group without a parameter is left out.
+        groups for a torch optimizer, each with a ``name`` and a ``part`` ("encoder" or "decoder"; always "decoder" if
+        the encoder has no separate groups). Empty groups are left out.
     """
     layers = encoder_layers(network) if rates else {}
     n_layers = 1 + max(layers.values(), default=-1)
@@ -63,16 +62,16 @@ def parameter_groups(
 def layer_rates(network: nn.Module, decay: float | None, new_layers: Collection[str] = ()) -> dict[str, float]:
     """Factors on the learning rates of the encoder's layers, as in BEiT (arXiv 2106.08254).
 
-    The last layer has the first power of ``decay``, the one before it the second, and so on.
+    The last layer has the factor ``decay``, the layer before it ``decay ** 2``, and so on.
 
     Args:
-        network: ours.
-        decay: from each layer to the one before it, in (0, 1]; None: such that the first layer has
-            ``FIRST_LAYER_RATE``, however many there are.
-        new_layers: have the whole rate, as the decoder has.
+        network: with an ``encoder``.
+        decay: factor from each layer to the layer before it, in (0, 1]; None: the first layer has
+            ``FIRST_LAYER_RATE``, for any number of layers.
+        new_layers: layers with the full rate of the decoder.
 
     Returns:
-        factor of each of ``encoder_layers``; none where all are alike.
+        factor of each of ``encoder_layers``; empty if all have the same rate.
     """
     layers = encoder_layers(network)
     n_layers = 1 + max(layers.values())
@@ -85,7 +84,7 @@ def layer_rates(network: nn.Module, decay: float | None, new_layers: Collection[
 
 
 def rates_of_groups(network: nn.Module, groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The ``layer_rates`` that an optimizer's groups were made with."""
+    """The ``layer_rates`` from which an optimizer's groups were built."""
     rates = [group.get("initial_lr", group["lr"]) for group in groups]
     found = {
         group.get("name", "").partition(":")[0]: rate / rates[0] for group, rate in zip(groups, rates, strict=True)
@@ -96,7 +95,7 @@ def rates_of_groups(network: nn.Module, groups: Sequence[Mapping[str, Any]]) -> 
 
 
 def layer_of(name: str) -> str:
-    """The layer of the encoder that a parameter belongs to, in words; the final norm goes with the last block."""
+    """Name of the encoder layer that a parameter belongs to; the final norm counts with the last block."""
     if match := re.match(r"encoder\.stages\.(\d+)\.", name):
         return f"stage {match[1]}"
     if match := re.match(r"encoder\.vit\.blocks\.(\d+)\.", name):
@@ -105,7 +104,7 @@ def layer_of(name: str) -> str:
 
 
 def encoder_layers(network: nn.Module) -> dict[str, int]:
-    """Numbers of the encoder's layers from the input on: stem, stages, transformer blocks."""
+    """Numbers of the encoder's layers, counted from the input: stem, stages, transformer blocks."""
     found = dict.fromkeys(layer_of(name) for name, _ in network.named_parameters() if name.startswith("encoder."))
     names = [name for name in found if name != "final norm"]
     return {name: number for number, name in enumerate(names)} | {"final norm": len(names) - 1}
@@ -116,7 +115,7 @@ def describe_groups(optimizer: Optimizer, notes: Mapping[str, str]) -> str:
 
     Args:
         optimizer: its groups from ``parameter_groups``.
-        notes: what else to say of the groups of a part.
+        notes: remarks on the groups of a part.
     """
     width = max(len(group["name"]) for group in optimizer.param_groups)
     lines = [f"{'parameter group':<{width}}{'tensors':>9}{'parameters':>12}{'peak rate':>11}{'decay':>7}"]
@@ -131,20 +130,20 @@ def describe_groups(optimizer: Optimizer, notes: Mapping[str, str]) -> str:
 
 
 def drop_frozen(optimizer: Optimizer) -> None:
-    """``skip_frozen`` ahead of clipping, so that gradients nobody uses do not scale down those of the others.
+    """``skip_frozen`` before clipping, so that unused gradients do not scale down the others.
 
-    Not where every rate is zero, as in the first step of a warm-up: a gradient scaler needs some gradients.
+    Does nothing if every rate is zero, as in the first step of a warm-up: a gradient scaler needs some gradients.
     """
     if any(group["lr"] != 0 for group in optimizer.param_groups):
         skip_frozen(optimizer)
 
 
 def skip_frozen(optimizer: Optimizer, *_: Any) -> None:
-    """A hook before an optimizer's step: groups with a rate of zero keep weights and moments as they are.
+    """A hook before the optimizer's step: groups with a learning rate of zero keep their weights and moments.
 
-    Their gradients are computed and dropped. Taking away requires_grad instead would break DDP: its reducer waits for
-    the gradients of all parameters that had one when the network was wrapped. AdamW's moments would otherwise collect
-    gradients of steps that were never taken.
+    Their gradients are computed and dropped. Removing requires_grad instead would break DDP, whose reducer waits for
+    the gradients of all parameters that had one when the network was wrapped. Without this hook AdamW's moments would
+    collect gradients of steps that were not taken.
     """
     for group in optimizer.param_groups:
         if group["lr"] == 0:

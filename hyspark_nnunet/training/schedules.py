@@ -1,7 +1,7 @@
 """Learning rate and weight decay over a training.
 
-The curves are pure functions of the training's progress, 0 at its start and 1 at its end, so that a training that is
-continued goes on where it was, and shorter trainings run through the same curve.
+The curves are pure functions of the training's progress, from 0 at its start to 1 at its end. A resumed training thus
+goes on at the same value, and shorter trainings run through the same curve.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-# of the peak learning rate; source: SparK (arXiv 2301.03580), pretrain/utils/lr_control.py, which HySparK builds on
+# parts of the peak learning rate; source: SparK (arXiv 2301.03580), pretrain/utils/lr_control.py
 WARMUP_START = 0.005
 COSINE_END = 0.001
 
@@ -18,11 +18,11 @@ COSINE_END = 0.001
 def warmup_cosine(
     progress: float, warmup_fraction: float, start: float = WARMUP_START, final: float = COSINE_END
 ) -> float:
-    """Factor on the learning rate: a line from ``start`` up to 1, then half a cosine down to ``final``.
+    """Factor on the learning rate: linear from ``start`` to 1, then half a cosine down to ``final``.
 
     Args:
         progress: of the training, in [0, 1].
-        warmup_fraction: part of the training that warms up, in [0, 1).
+        warmup_fraction: part of the training that is warm-up, in [0, 1).
         start: factor at progress 0 (unused without a warm-up).
         final: factor at progress 1.
     """
@@ -34,13 +34,13 @@ def warmup_cosine(
 def warmup_polynomial(
     progress: float, warmup_fraction: float, exponent: float = 0.9, start: float = WARMUP_START
 ) -> float:
-    """Factor on the learning rate: a line from ``start`` up to 1, then nnU-Net's polynomial down to 0.
+    """Factor on the learning rate: linear from ``start`` to 1, then nnU-Net's polynomial down to 0.
 
     Without a warm-up it is nnU-Net's PolyLRScheduler.
 
     Args:
         progress: of the training, in [0, 1].
-        warmup_fraction: part of the training that warms up, in [0, 1).
+        warmup_fraction: part of the training that is warm-up, in [0, 1).
         exponent: of the polynomial.
         start: factor at progress 0 (unused without a warm-up).
     """
@@ -52,15 +52,15 @@ def warmup_polynomial(
 def decoder_first(
     progress: float, alone_fraction: float, curve: Callable[[float], float], start: float = WARMUP_START
 ) -> float:
-    """Factor on the learning rate: a line from ``start`` up to 1 while the decoder trains alone, then the curve.
+    """Factor on the learning rate: linear from ``start`` to 1 while the decoder trains alone, then the curve.
 
     Source: the warm-up of Wald et al., "Revisiting MAE pre-training for 3D medical image segmentation"
-    (arXiv 2410.23132): the decoder alone, then the whole network with a warm-up of its own.
+    (arXiv 2410.23132): the decoder alone, then the whole network with a second warm-up.
 
     Args:
         progress: of the training, in [0, 1].
         alone_fraction: part of the training in which the decoder trains alone, in [0, 1).
-        curve: from progress of the rest, in [0, 1], to its factor.
+        curve: maps the progress of the rest, in [0, 1], to its factor.
         start: factor at progress 0.
     """
     if progress < alone_fraction:
@@ -69,12 +69,12 @@ def decoder_first(
 
 
 def held_back(progress: float, frozen_fraction: float, hold_fraction: float, hold_factor: float) -> float:
-    """Further factor on the encoder's learning rate: 0, then ``hold_factor``, then 1; counted from the start.
+    """Further factor on the encoder's learning rate: 0, then ``hold_factor``, then 1.
 
     Args:
         progress: of the training, in [0, 1].
         frozen_fraction: part of the training in which the encoder is frozen.
-        hold_fraction: part of the training in which it is held back, the frozen part included.
+        hold_fraction: part of the training in which it is held back, including the frozen part.
         hold_factor: in [0, 1].
     """
     if progress < frozen_fraction:
@@ -92,12 +92,12 @@ def _line(progress: float, start: float, end: float) -> float:
 
 
 def _after(progress: float, warmup_fraction: float) -> float:
-    """Progress of what follows the warm-up."""
+    """Progress of the part after the warm-up."""
     return (progress - warmup_fraction) / (1 - warmup_fraction)
 
 
 def _progress(epoch: float, num_epochs: int, anchor_epoch: float, anchor_progress: float) -> float:
-    """Progress that is ``anchor_progress`` at the anchor and 1 at the end, a line between."""
+    """Progress: ``anchor_progress`` at the anchor, 1 at the end, linear between them."""
     if num_epochs <= anchor_epoch:
         return 1.0
     part = (epoch - anchor_epoch) / (num_epochs - anchor_epoch)
@@ -105,18 +105,17 @@ def _progress(epoch: float, num_epochs: int, anchor_epoch: float, anchor_progres
 
 
 class ProgressScheduler:
-    """Sets learning rate and weight decay for a fractional epoch; takes the place of nnU-Net's PolyLRScheduler.
+    """Sets learning rate and weight decay for a fractional epoch; replaces nnU-Net's PolyLRScheduler.
 
-    What it sets depends on the epoch alone, as long as the training keeps its length. Where a continued training has
-    another (``continue_from``), the rest of the curve is stretched over the epochs that are left: no value jumps.
+    The values depend only on the epoch as long as the length of the training does not change. If a resumed training has
+    another length (``continue_from``), the rest of the curve is stretched over the remaining epochs: no value jumps.
 
     Args:
-        optimizer: each group's learning rate is its peak, kept as ``group["initial_lr"]`` like PyTorch's schedulers do.
+        optimizer: each group's learning rate is its peak, kept as ``group["initial_lr"]`` as in PyTorch's schedulers.
         num_epochs: length of the training.
-        lr_factor: from progress in [0, 1] to the factor on the peak learning rate.
-        weight_decay: from progress to the weight decay of the groups that have one now; the others keep zero. None
-            leaves all groups as they are.
-        encoder_factor: from progress to a further factor on the rate of the groups whose ``part`` is "encoder".
+        lr_factor: maps progress in [0, 1] to the factor on the peak learning rate.
+        weight_decay: maps progress to the weight decay of all groups whose weight decay is not zero. None: no change.
+        encoder_factor: maps progress to a further factor on the rate of the groups whose ``part`` is "encoder".
         curve_epochs: length of the training for which the curve was made; None: ``num_epochs``.
 
     Raises:
@@ -137,33 +136,33 @@ class ProgressScheduler:
         self.optimizer = optimizer
         self.num_epochs = num_epochs
         self.curve_epochs = curve_epochs or num_epochs
-        # epoch and progress from which on progress runs evenly to 1
+        # (epoch, progress), from which progress is linear to 1
         self.anchor = (0.0, 0.0)
         self.lr_factor = lr_factor
         self.weight_decay = weight_decay
         self.encoder_factor = encoder_factor
-        # kept here, too: loading an optimizer's state brings the groups of the checkpoint, maybe of another recipe
+        # also kept here: loading an optimizer's state replaces the groups by those of the checkpoint and its recipe
         self.initial_lrs = [float(group.setdefault("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self.decays = [group.get("weight_decay", 0) != 0 for group in optimizer.param_groups]
         self.encoder = [group.get("part") == "encoder" for group in optimizer.param_groups]
         self.step(0)
 
     def progress(self, epoch: float) -> float:
-        """Part of the curve that lies behind this epoch, in [0, 1]."""
+        """Part of the curve that is done at this epoch, in [0, 1]."""
         return _progress(epoch, self.num_epochs, *self.anchor)
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``continue_from`` needs: numbers only."""
+        """The input of ``continue_from``: numbers only."""
         return {"curve_epochs": self.curve_epochs, "num_epochs": self.num_epochs, "anchor": list(self.anchor)}
 
     def continue_from(self, state: dict[str, Any], epoch: float) -> None:
-        """Goes on at ``epoch`` of a training whose scheduler had this ``state_dict``, at the progress it had there."""
+        """Resumes at ``epoch`` a training whose scheduler had this ``state_dict``, at the same progress."""
         earlier = (float(state["anchor"][0]), float(state["anchor"][1]))
         same_length = state["num_epochs"] == self.num_epochs
         self.anchor = earlier if same_length else (epoch, _progress(epoch, state["num_epochs"], *earlier))
 
     def step(self, epoch: float) -> None:
-        """Sets the groups' values for this epoch; 2.5 is the middle of the third."""
+        """Sets the values of all groups for this epoch; 2.5 is the middle of the third epoch."""
         progress = self.progress(epoch)
         factor = self.lr_factor(progress)
         encoder_factor = 1.0 if self.encoder_factor is None else self.encoder_factor(progress)

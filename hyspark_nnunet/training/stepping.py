@@ -1,4 +1,4 @@
-"""One optimisation step: over several batches, over all processes, and not at all where a loss is not finite."""
+"""One optimizer step over several batches and all processes; skipped if a loss is not finite."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,7 +13,7 @@ from hyspark_nnunet.training.runtime.ranks import any_rank
 
 
 class NonFiniteLoss(RuntimeError):
-    """Too many steps in a row had a loss or a gradient that is not finite."""
+    """Too many consecutive steps had a loss or a gradient that is not finite."""
 
 
 def take_step(
@@ -25,20 +25,20 @@ def take_step(
     clip: float,
     drop: Callable[[], None] = lambda: None,
 ) -> tuple[list[float], bool]:
-    """One step by the mean gradient of the batches, and with DDP of all processes.
+    """One step with the mean gradient of the batches and, under DDP, of all processes.
 
-    Where the loss of any process is not finite, none steps: weights, moments and BatchNorm's statistics stay. Gradients
-    that are not finite are the gradient scaler's business (it skips the step and scales less); without a scaler they
-    count as a loss that is not.
+    If the loss of any process is not finite, no process steps: weights, moments and BatchNorm's statistics are
+    unchanged. A gradient scaler handles gradients that are not finite (it skips the step and lowers its scale); without
+    a scaler they are treated like a loss that is not finite.
 
     Args:
-        network: maybe wrapped by DDP; synchronises gradients in the last batch only.
+        network: possibly wrapped in DDP, which synchronises gradients only in the last batch.
         optimizer: of the network.
         scaler: torch's GradScaler, or None.
         loss_of: forward and loss of a batch.
-        batches: one, or several whose gradients are accumulated; each counts alike.
+        batches: one, or several whose gradients are averaged.
         clip: gradients of a larger L2 norm are scaled down to it.
-        drop: takes gradients away that no weight is changed by: they count neither in the norm nor as not finite.
+        drop: removes gradients that must not change any weight, before clipping and the check of gradients.
 
     Returns:
         the losses of this process, and whether the step was taken.

@@ -1,4 +1,4 @@
-"""What both trainers share: the recipe, the network's description, checkpoints, pre-trained weights."""
+"""What both trainers share: recipe, network, optimizer, the cases of a fold, pre-trained weights."""
 
 import shutil
 from collections.abc import Sequence
@@ -44,21 +44,21 @@ from hyspark_nnunet.training.schedules import ProgressScheduler
 
 
 class RecipeTrainer(DistributedTraining):
-    """nnU-Net's trainer with a recipe, AdamW on a schedule, and checkpoints that are written whole or not at all.
+    """nnU-Net's trainer with a recipe, AdamW on a schedule, and ``-pretrained_weights`` that adapt to the network.
 
     Args:
-        plans: of nnU-Net; the configuration may carry a "hyspark" section (see ``recipe``).
+        plans: of nnU-Net; the configuration may have a "hyspark" section (see ``recipe``).
         configuration: name of a configuration.
         fold: 0 to 4, or "all".
         dataset_json: of the data set.
         device: where to train.
 
     Raises:
-        ValueError: the recipe, the configuration or the patch size is not possible; names the value.
+        ValueError: recipe, configuration or patch size cannot be trained; names the value and what to do.
     """
 
     recipe_class: ClassVar[type[Recipe]]
-    # the networks it trains; a subclass says which
+    # the networks that a subclass trains
     family: ClassVar[NetworkFamily]
     # does the network end in heads for the data set's labels?
     has_heads: ClassVar[bool] = False
@@ -98,7 +98,7 @@ class RecipeTrainer(DistributedTraining):
         """Refuses what this trainer cannot train, before anything is written.
 
         Raises:
-            ValueError: names the value and the way out.
+            ValueError: names the value and what to do.
         """
         self.family.check(settings, self.recipe)
         mask_grid(settings.patch_size, unit_size(self.family.strides(settings, self.recipe)))
@@ -111,9 +111,9 @@ class RecipeTrainer(DistributedTraining):
     # ------------------------------------------------------------------------------------------------ network
 
     def initialize(self) -> None:
-        """Builds network, optimizer and loss, once the recipe is part of the plans.
+        """Writes the recipe into the plans, then builds network, optimizer and loss.
 
-        Mirrors nnUNetTrainer.initialize, whose DDP is for the GPUs of one machine.
+        Mirrors nnUNetTrainer.initialize, whose DDP is limited to one machine.
 
         Raises:
             RuntimeError: it was called before.
@@ -153,7 +153,6 @@ class RecipeTrainer(DistributedTraining):
         self.print_to_log_file(f"\nRecipe of {type(self).__name__}:\n{self.recipe.describe()}\n", add_timestamp=False)
 
     def describe_network(self) -> dict[str, Any]:
-        """What a checkpoint says of its network, for people and for messages."""
         return self.family.describe(
             self.configuration_manager,
             self.dataset_json,
@@ -184,7 +183,7 @@ class RecipeTrainer(DistributedTraining):
         check_holds_cases(None if folder is None else Path(folder), self.plans_manager, self.configuration_name)
 
     def _write_recipe_to_plans(self) -> None:
-        """So that the results' plans.json, which prediction reads, says which network was trained."""
+        """Prediction reads the results' plans.json, and builds the network from it."""
         fields = {name: value for name, value in self.recipe.as_dict().items() if name in NETWORK_FIELDS}
         plan, kind = self.configuration_manager.configuration.get("hyspark") or {}, self.recipe.kind
         section = {**plan, kind: {**plan.get(kind, {}), **fields}}
@@ -193,11 +192,11 @@ class RecipeTrainer(DistributedTraining):
         if self.recipe.batch_size is not None:
             self.configuration_manager.configuration["batch_size"] = self.recipe.batch_size
 
-    # ------------------------------------------------------------------------------------------- optimisation
+    # ------------------------------------------------------------------------------------------- optimization
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressScheduler]:
         """AdamW; norms, biases and mask tokens do not decay."""
-        # not of self.network: torch.compile's wrapper gives the parameters other names
+        # not those of self.network: torch.compile's wrapper renames the parameters
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.initial_lr)
         return optimizer, self.build_scheduler(optimizer, self.num_epochs)
 
@@ -210,12 +209,12 @@ class RecipeTrainer(DistributedTraining):
         return parameter_groups(self.bare_network, self.weight_decay, self.initial_lr)
 
     def group_notes(self) -> dict[str, str]:
-        """What the log says of the groups of a part, "encoder" or "decoder"."""
+        """Remarks in the log on the groups of a part, "encoder" or "decoder"."""
         return {}
 
     def print_groups(self) -> None:
-        """The parameter groups, once it is known which weights the training starts from."""
-        self.advance_schedule()  # a checkpoint's optimizer brings the rates of its recipe
+        """Logs the parameter groups; they depend on the weights that the training starts from."""
+        self.advance_schedule()  # a checkpoint's optimizer has the rates of its recipe
         self.print_to_log_file(f"\n{describe_groups(self.optimizer, self.group_notes())}\n", add_timestamp=False)
 
     def choose_autocast_dtype(self) -> torch.dtype | None:
@@ -227,13 +226,13 @@ class RecipeTrainer(DistributedTraining):
         return nullcontext() if self.autocast_dtype is None else torch.autocast("cuda", self.autocast_dtype)
 
     def advance_schedule(self) -> None:
-        """Sets the learning rate of this iteration; nnU-Net sets it once an epoch, too coarse for a warm-up."""
+        """Sets the learning rate of this step; nnU-Net sets it once per epoch, too coarse for a warm-up."""
         self.lr_scheduler.step(self.current_epoch + self._iteration_in_epoch / self.num_iterations_per_epoch)
 
     # ----------------------------------------------------------------------------------------------------- start
 
     def on_train_start(self) -> None:
-        """Loads data, writes plans and recipe. Mirrors nnUNetTrainer.on_train_start; here rank 0 alone writes."""
+        """Loads data, writes plans and recipe. Mirrors nnUNetTrainer.on_train_start, but only rank 0 writes."""
         if not self.was_initialized:
             self.initialize()
         self.checkpoints.stop_resuming()
@@ -293,11 +292,11 @@ class RecipeTrainer(DistributedTraining):
     # --------------------------------------------------------------------------------------- pretrained weights
 
     def load_pretrained_weights(self, path: str) -> None:
-        """Starts the network from a file; prints and saves what was loaded, adapted, left at random and unused.
+        """Loads a file into the network; logs and saves what was loaded, adapted, left at random, and unused.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no checkpoint or does not fit; nothing is loaded then.
+            ValueError: the file is no checkpoint or does not fit; nothing was loaded.
         """
         weights = read_weights(path)
         report = transfer_weights(

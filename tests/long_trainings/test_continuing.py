@@ -43,7 +43,7 @@ def assert_equal_checkpoints(one: dict, other: dict) -> None:
 def test_a_signal_ends_in_order_and_says_how_to_continue(uninterrupted, interrupted: Run) -> None:
     trainer, _ = uninterrupted
     folder = interrupted.folder(trainer)
-    assert "received: ending after this step" in interrupted.printed
+    assert "received: stopping after this step" in interrupted.printed
     said = r"in epoch 1 after 2 of 3 steps\. To continue: HYSPARK_.* nnUNetv2_train 6 3d_fullres 0 -tr "
     assert re.search(said, interrupted.printed)
     assert interrupted.printed.rstrip().endswith("-device cpu --c")

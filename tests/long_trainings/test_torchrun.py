@@ -107,8 +107,8 @@ def test_a_signal_to_one_process_ends_all_and_the_training_continues(commands: C
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["-num_gpus", "2"], "torchrun's --nproc_per_node says how many processes train"),
-        (["-tr", "nnUNetTrainer"], "only HySparK's trainers train with torchrun"),
+        (["-num_gpus", "2"], "torchrun's --nproc_per_node sets the number of processes"),
+        (["-tr", "nnUNetTrainer"], "only HySparK's trainers support torchrun"),
         (["-device", "cuda"], "finds 0 GPUs"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_request_that_arrives_twice_is_one() -> None:
     """SLURM signals torchrun and its workers, and torchrun passes its own on."""
     ended = run(PROGRAM.format(same=SAME_REQUEST_SECONDS))
     assert ended.returncode == 0 and "still here" in ended.stdout
-    assert ended.stdout.count("A second signal ends at once") == 1
+    assert ended.stdout.count("A second signal ends the process at once") == 1
 
 
 def test_after_the_training_a_signal_leaves_the_validation() -> None:

@@ -1,4 +1,4 @@
-"""The patches and masks by which pre-training is judged: drawn once, the same in every epoch."""
+"""The validation patches and masks of pre-training: drawn once, the same in every epoch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import Tensor
 from hyspark_nnunet.masking import sample_visible
 
 SEED = 2408_05815  # HySparK's arXiv number
-DRAWS_PER_BATCH = 10  # at most, where patches have to be drawn again
+DRAWS_PER_BATCH = 10  # at most, if patches have to be drawn again
 
 
 def fixed_mask(index: int, batch_size: int, grid: Sequence[int], mask_ratio: float, mask_block: int = 1) -> Tensor:
@@ -22,7 +22,7 @@ def fixed_mask(index: int, batch_size: int, grid: Sequence[int], mask_ratio: flo
 
 @contextmanager
 def fixed_numpy_seed(seed: int) -> Iterator[None]:
-    """NumPy's global generator, from which nnU-Net's loaders draw, at a seed; and afterwards where it was."""
+    """Seeds NumPy's global generator, from which nnU-Net's loaders draw; restores its state afterwards."""
     before = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:
@@ -32,21 +32,21 @@ def fixed_numpy_seed(seed: int) -> Iterator[None]:
 
 
 class HeldOutPatches:
-    """Batches of held-out patches with fixed masks, served in the same order in every epoch.
+    """Batches of validation patches with fixed masks, in the same order in every epoch.
 
-    They are kept in main memory, as float32: 50 batches of 2 patches of 128^3 voxels take 0.8 GB.
+    They are kept in memory as float32: 50 batches of 2 patches of 128^3 voxels take 0.8 GB.
 
     Args:
-        loader: nnU-Net's loader of the held-out cases; drawn from once, with a fixed seed.
-        n_batches: batches of an epoch.
+        loader: nnU-Net's loader of the validation cases; patches are drawn once, with a fixed seed.
+        n_batches: batches per epoch.
         grid: mask units per axis of a patch.
         mask_ratio: share of hidden units.
-        rank: of this process; every rank draws patches of its own and the same masks.
+        rank: of this process; ranks draw different patches and the same masks.
         pin_memory: for copies to a CUDA device.
         mask_block: units per axis that are hidden together.
 
     Raises:
-        ValueError: of nearly all patches some voxel is not finite; names cases.
+        ValueError: nearly all patches have voxels that are not finite; names cases.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class HeldOutPatches:
         pin_memory: bool = False,
         mask_block: int = 1,
     ) -> None:
-        # cases with voxels that are not finite: one would make the loss of every epoch so
+        # cases with voxels that are not finite; a single one would make the loss of every epoch NaN
         self.not_finite: set[str] = set()
         with fixed_numpy_seed(SEED + rank):
             drawn = self._draw(loader, n_batches)
@@ -72,7 +72,7 @@ class HeldOutPatches:
         self._position = 0
 
     def _draw(self, loader: nnUNetDataLoader, n_batches: int) -> list[dict]:
-        """So many batches of finite patches; those of other cases are left out, and named in ``not_finite``."""
+        """``n_batches`` batches of finite patches; other patches are left out, their cases are in ``not_finite``."""
         drawn, keys, images = [], [], []
         for _ in range(n_batches * DRAWS_PER_BATCH):
             batch = loader.generate_train_batch()
@@ -89,12 +89,12 @@ class HeldOutPatches:
             if len(drawn) == n_batches:
                 return drawn
         raise ValueError(
-            f"hardly any held-out patch has finite voxels alone; cases with others: "
+            "hardly any validation patch is free of NaN and infinite voxels; cases with such voxels: "
             f"{', '.join(sorted(self.not_finite)[:10])}. See: hyspark_nnunet dataset check"
         )
 
     def restart(self) -> None:
-        """Makes the first batch the next."""
+        """Goes back to the first batch."""
         self._position = 0
 
     def __iter__(self) -> Iterator[dict]:
@@ -106,7 +106,7 @@ class HeldOutPatches:
         return batch
 
     def examples(self, count: int) -> list[tuple[str, Tensor, Tensor]]:
-        """Up to ``count`` (case, image (C, *spatial), visible (1, *grid)), of different cases as far as there are."""
+        """Up to ``count`` (case, image (C, *spatial), visible (1, *grid)), if possible of different cases."""
         every = [
             (key, image, visible)
             for batch in self.batches

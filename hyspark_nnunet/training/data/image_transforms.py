@@ -1,4 +1,4 @@
-"""nnU-Net's transforms as pre-training uses them: without work on labels, with or without changes of intensity."""
+"""nnU-Net's transforms for pre-training: without labels, with or without changes of intensity."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyspark_nnunet.recipe.fields import NO_AUGMENTATION, OF_INPUT
 
-# transforms that move voxels, and those that nnU-Net draws for intensities
+# transforms that do not change intensities
 SPATIAL_TRANSFORMS = (
     Convert3DTo2DTransform,
     Convert2DTo3DTransform,
@@ -25,7 +25,7 @@ SPATIAL_TRANSFORMS = (
 
 
 def pretraining_transforms(transforms: ComposeTransforms, intensity_augmentation: str) -> BasicTransform:
-    """The transforms of pre-training, from those that nnU-Net trains with.
+    """The transforms of pre-training, selected from those of nnU-Net's training.
 
     Args:
         transforms: of ``nnUNetTrainer.get_training_transforms``.
@@ -44,9 +44,9 @@ def pretraining_transforms(transforms: ComposeTransforms, intensity_augmentation
 
 
 class ImageOnly(BasicTransform):
-    """Transforms the image alone; the segmentation becomes an empty tensor.
+    """Transforms only the image; the segmentation becomes an empty tensor.
 
-    Interpolating labels is done per label and takes longer than the image (benchmarks/loader.py).
+    Labels are interpolated one by one, which takes longer than the image (benchmarks/loader.py).
 
     Args:
         transforms: for the image.
@@ -57,20 +57,20 @@ class ImageOnly(BasicTransform):
         self.transforms = transforms
 
     def __call__(self, **sample: Any) -> dict[str, Any]:
-        """``image`` (C, *spatial) and ``segmentation`` to the transformed image and an empty segmentation."""
+        """Returns the transformed image (C, *spatial) and an empty segmentation."""
         transformed = self.transforms(image=sample["image"])
-        # nnU-Net's loader stacks what it gets here
+        # nnU-Net's loader stacks the segmentations
         return {"image": transformed["image"], "segmentation": torch.empty(0, dtype=torch.int16)}
 
 
 class CleanTarget(BasicTransform):
-    """Moves voxels, then alters intensities; the image before that takes the place of the segmentation.
+    """Moves voxels, then changes intensities; the image before this change is returned as segmentation.
 
-    The network sees the altered image and rebuilds the clean one. Source: AMAES (arXiv 2408.00640), section 2.
+    The network sees the changed image and reconstructs the clean one. Source: AMAES (arXiv 2408.00640), section 2.
 
     Args:
         spatial: transforms that move voxels.
-        intensity: transforms that alter intensities.
+        intensity: transforms that change intensities.
         needs_labels: they need the segmentation (nnU-Net's "use_mask_for_norm").
     """
 
@@ -79,7 +79,7 @@ class CleanTarget(BasicTransform):
         self.spatial, self.intensity, self.needs_labels = spatial, intensity, needs_labels
 
     def __call__(self, **sample: Any) -> dict[str, Any]:
-        """``image`` (C, *spatial) and ``segmentation`` to the altered image, and the clean one as "segmentation"."""
+        """Returns the changed image (C, *spatial), and the clean image as "segmentation"."""
         moved = self.spatial(**sample) if self.needs_labels else self.spatial(image=sample["image"])
         clean: Tensor = moved["image"]
         altered = self.intensity(**{**moved, "image": clean.clone()})

@@ -1,4 +1,4 @@
-"""nnU-Net's loader processes, as far as this package has to do with them."""
+"""Starts nnU-Net's loader processes, and ends them with their training."""
 
 import ctypes
 import multiprocessing
@@ -13,13 +13,13 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def augmenter(loader: Any, processes: int, num_cached: int, pin_memory: bool) -> Any:
-    """nnU-Net's augmenter of a loader: in this process, or with processes of its own, already started.
+    """nnU-Net's augmenter for a loader: in this process, or with loader processes, already started.
 
     Mirrors nnUNetTrainer.get_dataloaders.
     """
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)
-    made = NonDetMultiThreadedAugmenter(
+    augmenter = NonDetMultiThreadedAugmenter(
         data_loader=loader,
         transform=None,
         num_processes=processes,
@@ -28,14 +28,14 @@ def augmenter(loader: Any, processes: int, num_cached: int, pin_memory: bool) ->
         pin_memory=pin_memory,
         wait_time=0.002,
     )
-    _ = next(made)
-    return made
+    _ = next(augmenter)
+    return augmenter
 
 
 def end_with_parent() -> None:
-    """Ends this loader process when the training's process ends, however that happens.
+    """Ends this loader process when the training process ends for any reason.
 
-    nnU-Net's loader processes would outlive a training that is killed. Linux only; elsewhere nothing happens.
+    nnU-Net's loader processes would outlive a training that is killed. Works only on Linux.
     """
     if sys.platform == "linux" and multiprocessing.parent_process() is not None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,12 +1,11 @@
-"""A downstream signal while pre-training: how well a linear head on the frozen encoder's features segments.
+"""The linear probe: how well a linear head on the frozen encoder's features segments.
 
-The reconstruction loss says how well blocks are rebuilt, not what the encoder is good for. Where a data set has labels,
-features of a few labelled patches are fitted to the labels by ridge regression, in closed form, and scored on patches
-of other cases. Patches and voxels are drawn once. Nothing flows back into the network: its training is the same with
-and without.
+The reconstruction loss measures how well blocks are reconstructed, not how useful the encoder is. If a data set has
+labels, features of a few labelled patches are fitted to the labels by ridge regression in closed form, and scored on
+patches of other cases. Patches and voxels are drawn once. The probe does not change the training.
 
-Patches lie at random around what is labelled, and are mirrored at random as in training. Otherwise the transformer's
-positions alone, which no training has to learn, tell a linear head much of what lies where.
+Patches lie at random around labelled voxels and are mirrored at random as in training. Otherwise the transformer's
+position encoding, which needs no training, would tell a linear head much about the anatomy.
 """
 
 import math
@@ -22,33 +21,33 @@ from torch.nn import functional as F
 from hyspark_nnunet.datasets.dataset_json import LABELS, OUR_KEY
 from hyspark_nnunet.training.data.held_out import SEED, fixed_numpy_seed
 
-PATCHES_PER_CASE = 4  # each placed and mirrored anew
-# a patch is cut out of one this much larger: its middle lies up to a quarter of it beside a labelled voxel
+PATCHES_PER_CASE = 4  # each with its own position and mirroring
+# a patch is cut out of a patch larger by this factor: its centre is up to a quarter of its size from a labelled voxel
 ROOM = 1.5
-# of a patch, to fit: as many of every label, and no more in all, for a step of the fit costs as much as there are
+# per patch, to fit: equally many of every label, with a limit on the total, which determines the cost of the fit
 VOXELS_PER_LABEL, VOXELS_TO_FIT = 500, 1500
-VOXELS_TO_SCORE = 20_000  # of a patch, drawn evenly
-RIDGE = 1e-2  # of the number of voxels; features are standardised
+VOXELS_TO_SCORE = 20_000  # per patch, drawn uniformly
+RIDGE = 1e-2  # times the number of voxels; features are standardised
 
 
 def with_room(patch_size: Sequence[int]) -> list[int]:
-    """The size of the larger patches, of which patches of this size are cut."""
+    """The size of the larger patches that patches of this size are cut from."""
     return [math.ceil(ROOM * size) for size in patch_size]
 
 
 def has_labels(dataset_json: Mapping[str, Any]) -> bool:
-    """Did somebody label this data set? A foreground label of ``dataset prepare`` and its like says nothing."""
+    """Does the data set have annotations? Foreground labels made by ``dataset prepare`` do not count."""
     foreground = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
-    made = dataset_json.get(OUR_KEY, {}).get("labels") is not None or dataset_json["labels"] == LABELS
-    return bool(foreground) and not made
+    automatic = dataset_json.get(OUR_KEY, {}).get("labels") is not None or dataset_json["labels"] == LABELS
+    return bool(foreground) and not automatic
 
 
 def divided(training: Sequence[str], held_out: Sequence[str], count: int) -> tuple[list[str], list[str]]:
-    """Cases to fit to and cases to score on, up to ``count`` each, none in both.
+    """Disjoint cases to fit to and to score on, up to ``count`` each.
 
     Args:
         training: cases of the fold.
-        held_out: its validation cases; with fold "all" the same cases, which are then divided.
+        held_out: its validation cases; with fold "all" they equal the training cases, which are then divided.
         count: of each.
     """
     rest = [key for key in training if key not in set(held_out)]
@@ -57,18 +56,18 @@ def divided(training: Sequence[str], held_out: Sequence[str], count: int) -> tup
 
 
 def _spread(keys: Sequence[str], count: int) -> list[str]:
-    """Up to ``count`` of the sorted keys, spread evenly: sites and scanners often name their cases in series."""
+    """Up to ``count`` keys, evenly spaced in sorted order: cases of one site often have consecutive names."""
     ordered, count = sorted(keys), min(count, len(keys))
     return [ordered[index * len(ordered) // count] for index in range(count)]
 
 
 @dataclass(frozen=True)
 class LabelledPatch:
-    """A patch with the voxels that are looked at.
+    """A patch with the voxels that the probe uses.
 
     Attributes:
         image: (C, *patch).
-        places: (N, d), where the voxels lie, from -1 to 1 per axis, the last axis first, as ``grid_sample`` wants them.
+        places: (N, d), positions of the voxels, from -1 to 1 per axis, last axis first, as for ``grid_sample``.
         labels: LongTensor (N).
     """
 
@@ -106,13 +105,13 @@ class LinearProbe:
         ignore_label: int | None,
         mirror_axes: Sequence[int] = (),
     ) -> "LinearProbe":
-        """Draws ``PATCHES_PER_CASE`` patches of each loader, with a fixed seed.
+        """Draws ``PATCHES_PER_CASE`` patches from each loader, with a fixed seed.
 
         Args:
             loaders_to_fit: nnU-Net's, one per case, of patches of this size or larger (``with_room``).
-            loaders_to_score: the same of other cases.
+            loaders_to_score: the same for other cases.
             patch_size: of the encoder.
-            ignore_label: voxels of it are left out.
+            ignore_label: voxels with this label are left out.
             mirror_axes: spatial axes along which training mirrors.
         """
         generator = torch.Generator().manual_seed(SEED)
@@ -136,7 +135,7 @@ class LinearProbe:
         """Dice of every label on the patches to score.
 
         Args:
-            encoder: image to features, fine to coarse.
+            encoder: maps an image to features, fine to coarse.
             device: of the encoder.
         """
         if not len(self.classes):  # no voxel of any patch is annotated
@@ -161,9 +160,9 @@ class LinearProbe:
 
 
 class RidgeRegression:
-    """Linear regression of standardised features, with a constant that is not penalised.
+    """Ridge regression on standardised features, with a constant that is not penalised.
 
-    It keeps sums over its examples, not the examples: the memory it takes does not grow with their number.
+    It keeps sums over the examples instead of the examples: its memory does not grow with their number.
 
     Args:
         n_targets: numbers to predict.
@@ -178,7 +177,7 @@ class RidgeRegression:
             return
         if self.count == 0:
             n_features = features.shape[1]
-            self.origin = features.mean(0)  # near the mean: no digits are lost where that is large
+            self.origin = features.mean(0)  # near the mean: no loss of precision if the mean is large
             self.sums, self.target_sums = features.new_zeros(n_features), targets.new_zeros(self.n_targets)
             self.products = features.new_zeros(n_features, n_features)
             self.target_products = features.new_zeros(n_features, self.n_targets)
@@ -208,7 +207,7 @@ class RidgeRegression:
 def _placed(
     batch: Mapping[str, Tensor], patch_size: Sequence[int], mirror_axes: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Image (C, *patch) and segmentation (1, *patch) of a batch of one, cut anywhere, mirrored along some axes."""
+    """Image (C, *patch) and segmentation (1, *patch) of a batch of one, cut and mirrored at random."""
     image, segmentation = batch["data"][0], batch["target"][0]
     starts = [
         int(torch.randint(there - size + 1, (1,), generator=generator))
@@ -225,7 +224,7 @@ def _labelled(
 ) -> LabelledPatch:
     segmentation = segmentation[0]
     labels = segmentation.flatten().long()
-    known = labels >= 0  # negative: outside of what was scanned
+    known = labels >= 0  # negative: outside the scanned region
     if ignore_label is not None:
         known &= labels != ignore_label
     index = known.nonzero()[:, 0]
@@ -236,7 +235,7 @@ def _labelled(
 
 
 def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Indices of as many of every label as there may be."""
+    """Indices of voxels, equally many of every label as far as possible."""
     order, present = torch.randperm(len(labels), generator=generator), labels.unique()
     count = min(VOXELS_PER_LABEL, VOXELS_TO_FIT // max(1, len(present)))
     return torch.cat([order[:0], *(order[labels[order] == label][:count] for label in present)])

@@ -1,7 +1,7 @@
-"""Keeps the C library from giving large blocks back to the system after every operation.
+"""Prevents the C library from returning large blocks to the system after every operation.
 
-By default glibc maps each large block anew and unmaps it when freed, so that every activation of every step is filled
-with zeros by the system, page by page. On a CPU that can take as long as the convolutions (docs/performance.md).
+By default glibc maps each large block separately and unmaps it when it is freed. The system then fills every activation
+of every step with zeros, page by page. On a CPU this can take as long as the convolutions (docs/performance.md).
 """
 
 import ctypes
@@ -13,12 +13,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """From now on, freed memory stays with this process for the next allocation.
+    """Keeps freed memory in this process for the next allocation.
 
-    A choice of the user's own (``MALLOC_...`` variables, ``GLIBC_TUNABLES``, a preloaded allocator) stays as it is.
+    Settings of the user (``MALLOC_...`` variables, ``GLIBC_TUNABLES``, a preloaded allocator) are not changed.
 
     Returns:
-        whether it was done: False where the C library is not glibc, or where the user has chosen.
+        whether it was done: False if the C library is not glibc, or if the user has such settings.
     """
     chosen = [name for name in os.environ if name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD")]
     if chosen or platform.libc_ver()[0] != "glibc":

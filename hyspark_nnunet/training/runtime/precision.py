@@ -4,9 +4,9 @@ import torch
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where a CUDA device computes in it, else nnU-Net's float16; None: no autocast, as nnU-Net on a CPU.
+    """bfloat16 if the CUDA device supports it, else nnU-Net's float16; None: no autocast, as in nnU-Net on a CPU.
 
-    bfloat16 has float32's range: no gradient scaling, no skipped steps.
+    bfloat16 has the range of float32: it needs no gradient scaling and skips no steps.
 
     Args:
         device: of the training.

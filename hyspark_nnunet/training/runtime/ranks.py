@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def from_torchrun() -> bool:
-    """Was this process started by torchrun, or by anything else that sets its variables?"""
+    """Was this process started by torchrun, or by another launcher that sets its variables?"""
     return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
@@ -42,7 +42,7 @@ def is_first_rank() -> bool:
 def number_on_machine() -> int:
     """torchrun's LOCAL_RANK; without torchrun (``nnUNetv2_train -num_gpus``) all processes are on one machine.
 
-    A shell may have torchrun's variables of something else: those of a process group are its own rank and size.
+    torchrun's variables may be left over in the shell: they are used only if they match the process group.
     """
     if not from_torchrun():
         return dist.get_rank()
@@ -59,12 +59,12 @@ def processes_on_machine() -> int:
 
 
 def device_of_process(device: torch.device) -> torch.device:
-    """The device of this process among those of the kind that was asked for."""
+    """The device of this process among all devices of the requested type."""
     return torch.device(device.type, number_on_machine()) if device.type == "cuda" else torch.device(device.type)
 
 
 def any_rank(here: bool, device: torch.device) -> bool:
-    """Is it so in any of the processes? All must ask; all get the same answer."""
+    """Whether ``here`` is true in any process. All processes must call this."""
     if not is_distributed():
         return here
     flag = torch.tensor(float(here), device=device)

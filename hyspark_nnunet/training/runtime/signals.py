@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, which queues send some time before they kill: the training ends in order, and can go on."""
+"""SIGTERM and SIGUSR1, which job schedulers send before they kill: the training stops and can be resumed."""
 
 import os
 import shlex
@@ -13,12 +13,12 @@ from types import FrameType, TracebackType
 from hyspark_nnunet.recipe.fields import PREFIX
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-# SLURM signals torchrun and its workers, and torchrun passes its own on: one request reaches a worker twice
+# SLURM signals torchrun and its workers, and torchrun forwards its signal: one request reaches a worker twice
 SAME_REQUEST_SECONDS = 2.0
 
 
 class StopRequest:
-    """While it is entered, the first signal is noted; another, later than SAME_REQUEST_SECONDS, ends the process."""
+    """A context in which the first signal is recorded; a later one (SAME_REQUEST_SECONDS) ends the process."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -27,24 +27,24 @@ class StopRequest:
         self._earlier: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "StopRequest":
-        # elsewhere Python lets nobody set a handler
+        # Python allows handlers only in the main thread
         if threading.current_thread() is threading.main_thread():
             self._earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # on its way out a process may still get the request's second copy
+        # while it exits, a process may still receive the second copy of the request
         for number, handler in self._earlier.items() if self.signal is None else ():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # a loader process, which inherited this handler: it ends by SIGTERM, as those who terminate it expect
+            # a loader process, which inherited this handler: SIGTERM ends it
             if number == signal.SIGTERM:
                 _die_of(number)
         elif self.signal is None:
             self.signal, self._at = signal.Signals(number).name, monotonic()
-            _say(f"{self.signal} received: ending after this step. A second signal ends at once.")
+            _say(f"{self.signal} received: stopping after this step. A second signal ends the process at once.")
         elif monotonic() - self._at > SAME_REQUEST_SECONDS:
             _die_of(number)
 
@@ -55,13 +55,13 @@ def _die_of(number: int) -> None:
 
 
 def _say(text: str) -> None:
-    # not by print, which fails where the signal came in the middle of another print
+    # not by print, which fails if the signal interrupted another print
     with suppress(OSError):
         os.write(1, f"\n{text}\n".encode())
 
 
 def leave_on_signal(message: str) -> None:
-    """From now on a signal prints the message and exits with 0: for work that can be repeated as a whole."""
+    """From now on a signal prints the message and exits with 0: for work that can be repeated."""
     process = os.getpid()
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -76,12 +76,12 @@ def leave_on_signal(message: str) -> None:
 
 
 def command_to_continue(argv: Sequence[str], torchrun: bool, environment: Mapping[str, str]) -> str:
-    """The command line that goes on: the same with --c, and without -pretrained_weights, which nnU-Net refuses then.
+    """The command line that resumes: with --c, and without -pretrained_weights, which nnU-Net refuses with --c.
 
     Args:
         argv: of this process.
-        torchrun: it is one of torchrun's processes, whose own options it does not know.
-        environment: of this process; the recipe's variables stand in front of the command.
+        torchrun: this is one of torchrun's processes; the options of torchrun are not known.
+        environment: of this process; the variables of the recipe are put before the command.
     """
     words = list(argv[1:])
     while "-pretrained_weights" in words:
