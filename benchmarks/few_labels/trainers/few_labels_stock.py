@@ -6,6 +6,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from hyspark_nnunet.training.runtime.randomness import seed_generators
+from hyspark_nnunet.training.runtime.ranks import global_rank
 
 PREFIX = "FEW_LABELS_"
 LENGTHS = ("NUM_EPOCHS", "NUM_ITERATIONS_PER_EPOCH", "NUM_VAL_ITERATIONS_PER_EPOCH", "SAVE_EVERY")
@@ -35,4 +36,4 @@ class FewLabelsStockTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """Seeds every epoch as HySparK's trainers do: a training that was interrupted draws what it would have."""
         super().on_train_epoch_start()
-        seed_generators(self.seed, self.current_epoch, self.local_rank, masks=torch.Generator())
+        seed_generators(self.seed, self.current_epoch, global_rank(), masks=torch.Generator())

@@ -72,7 +72,7 @@ def test_patches_that_are_not_finite_are_drawn_again() -> None:
     for batch in epoch(patches):
         assert batch["data"].shape == (2, 1, 4, 4, 4) and batch["data"].isfinite().all()
         assert len(batch["keys"]) == 2 and not patches.not_finite & set(batch["keys"])
-    with pytest.raises(ValueError, match=r"cases with such voxels: broken_0, broken_1\. See: hyspark_nnunet dataset check"):
+    with pytest.raises(ValueError, match=r"cases with such voxels: broken_0, broken_1\. See: hyspark_nnunet dataset"):
         HeldOutPatches(OftenNotFinite(1), 5, (2, 2, 2), 0.75)
 
 
