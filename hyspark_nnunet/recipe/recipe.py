@@ -75,30 +75,30 @@ class Recipe:
         AT_LEAST_ONE,
         unit="batches",
         source=OURS,
-        meaning="batches whose mean gradient makes one step: a batch that many times as large",
+        meaning="batches per optimizer step; their mean gradient is that of a batch so many times as large",
     )
     max_nonfinite_steps: int = documented(
         20,
         NOT_NEGATIVE,
-        unit="steps in a row",
+        unit="consecutive steps",
         source=OURS,
-        meaning="steps with a loss that is not finite are skipped; more than these in a row end the training",
+        meaning="steps with a non-finite loss are skipped; more consecutive ones than this end the training",
     )
     seed: int | None = documented(
         None,
         SEED,
         unit="number",
         source=OURS,
-        meaning="of initial weights, crops, augmentation and masks (crops and augmentation: with nnUNet_n_proc_DA=0); "
-        "none: from the clock",
+        meaning="seed of initial weights, masks, crops and augmentation (the last two with nnUNet_n_proc_DA=0); "
+        "none: a different one in every training",
     )
     activation_checkpointing: str = documented(
         "light",
         DEPTH,
         unit="none, light or full",
         source=OURS,
-        meaning="activations computed again in the backward pass, in place of being kept; light: the cheap ones, "
-        "full: whole blocks, for the least memory",
+        meaning="activations that are recomputed in the backward pass instead of stored; light: the cheap ones; "
+        "full: all of a block, for the least memory",
     )
     initial_lr: float = documented(
         1e-4, POSITIVE, unit="per step", source=RELEASE, meaning="AdamW's learning rate at the end of the warm-up"
@@ -111,22 +111,22 @@ class Recipe:
         ZERO_TO_BELOW_ONE,
         unit="of the training",
         source=RELEASE,
-        meaning="part of the training in which the learning rate rises",
+        meaning="first part of the training, in which the learning rate rises",
     )
     oversample_foreground_percent: float = documented(
         0.33,
         ZERO_TO_ONE,
         unit="of a batch",
         source=NNUNET,
-        meaning="part of a batch's patches that must hold foreground",
+        meaning="fraction of the patches that are centred on foreground",
     )
     input_channel_mapping: str | None = documented(
         None,
         PAIRS,
         unit="T1=CT, T2=CT",
         source=OURS,
-        meaning="channel of the -pretrained_weights file that each channel starts from, by name or number; "
-        "none: by name where all are found, else averaged",
+        meaning="for each channel, the channel of the -pretrained_weights file that it starts from, by name or number; "
+        "none: by name if all names are found, otherwise averaged",
     )
     # per field: "default", "plan ..." or "environment ..."
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -175,7 +175,7 @@ class PretrainRecipe(Recipe):
         NOT_NEGATIVE,
         unit="per step and learning rate",
         source=RELEASE,
-        meaning="weight decay at the end of the training; half a cosine leads there",
+        meaning="weight decay at the end of the training; it rises along a half cosine",
     )
     gradient_clip: float = documented(
         5.0, POSITIVE, unit="L2 norm", source=RELEASE, meaning="gradients of a larger norm are scaled down to it"
@@ -185,14 +185,14 @@ class PretrainRecipe(Recipe):
         ABOVE_ZERO_BELOW_ONE,
         unit="of the mask units",
         source=RELEASE,
-        meaning="part of the patch that is hidden; the encoder needs a visible unit, the loss a hidden one",
+        meaning="fraction of the patch that is hidden; at least one unit must stay visible and one hidden",
     )
     decoder_width: int | None = documented(
         None,
         AT_LEAST_ONE,
         unit="channels",
         source="HySparK-B of the release",
-        meaning="of the decoder's coarsest level, halved per level; "
+        meaning="width of the decoder's coarsest level; it is halved per level; "
         "none: 48 * 2^(stages - 1) for presets B and L, 24 * 2^(stages - 1) for S",
     )
     mask_block: int = documented(
@@ -200,27 +200,27 @@ class PretrainRecipe(Recipe):
         AT_LEAST_ONE,
         unit="mask units per axis",
         source=RELEASE,
-        meaning="units that are hidden together: a coarser mask; the number of visible units stays exact, so one block "
-        "of a patch may be visible in part",
+        meaning="units that are hidden together, for a coarser mask; the number of visible units stays exact, so one "
+        "block of a patch can be partly visible",
     )
     standardise_targets: bool = documented(
         True,
         ANYTHING,
         unit="yes or no",
         source=RELEASE,
-        meaning="the loss takes every unit's own mean and spread out of what is to be rebuilt; "
-        "no: intensities as preprocessed",
+        meaning="yes: the target of each unit is standardised by its own mean and standard deviation; "
+        "no: the target is the preprocessed intensities",
     )
     intensity_augmentation: str = documented(
         NO_AUGMENTATION,
         AUGMENTED,
         unit="none, input or both",
         source=RELEASE,
-        meaning="also nnU-Net's noise, blur, brightness, contrast, low resolution and gamma; "
-        "input: of what the network sees, it rebuilds the clean image; both: of what it rebuilds, too",
+        meaning="nnU-Net's noise, blur, brightness, contrast, low resolution and gamma; input: for what the network "
+        "sees, with the clean image as target; both: also for the target",
     )
     num_pictures: int = documented(
-        4, NOT_NEGATIVE, unit="cases", source=OURS, meaning="validation cases whose reconstruction is pictured"
+        4, NOT_NEGATIVE, unit="cases", source=OURS, meaning="validation cases with a picture of their reconstruction"
     )
     picture_every: int = documented(50, AT_LEAST_ONE, unit="epochs", source=OURS, meaning="epochs between two pictures")
     probe_every: int = documented(
@@ -228,22 +228,21 @@ class PretrainRecipe(Recipe):
         NOT_NEGATIVE,
         unit="epochs",
         source=OURS,
-        meaning="epochs between two scores of a linear head on the frozen encoder, where there are labels; 0: off",
+        meaning="epochs between two linear probes of the encoder, if there are labels; 0: off",
     )
     probe_cases: int = documented(
         20,
         AT_LEAST_ONE,
         unit="cases",
         source=OURS,
-        meaning="labelled cases that the linear head is fitted to; as many others score it",
+        meaning="labelled cases to which the linear probe is fitted; it is scored on as many others",
     )
     probe_dataset: str | None = documented(
         None,
         A_DATASET,
         unit="number or name",
         source=OURS,
-        meaning="labelled data set, preprocessed alike, that the linear head is fitted to and scored on; "
-        "none: the one that is trained on",
+        meaning="labelled dataset for the linear probe, planned like the training dataset; none: the training dataset",
     )
 
     def __post_init__(self) -> None:
@@ -267,40 +266,44 @@ class FinetuneRecipe(Recipe):
         ZERO_TO_BELOW_ONE,
         unit="of the training",
         source=OURS,
-        meaning="part of the training in which the learning rate rises",
+        meaning="first part of the training, in which the learning rate rises",
     )
     polynomial_exponent: float = documented(
-        0.9, POSITIVE, unit="exponent", source=NNUNET, meaning="of the learning rate's decay after the warm-up"
+        0.9,
+        POSITIVE,
+        unit="exponent",
+        source=NNUNET,
+        meaning="exponent of the learning rate's polynomial decay after the warm-up",
     )
     decoder_warmup_epochs: int = documented(
         0,
         NOT_NEGATIVE,
         unit="epochs",
         source=OURS,
-        meaning="epochs before all others in which the decoder alone trains, at a rising rate; "
-        "the schedule of the whole network follows in the rest",
+        meaning="first epochs, in which only the decoder trains, at a rising rate; the schedule of the complete "
+        "network fills the remaining epochs",
     )
     encoder_hold_epochs: int = documented(
         0,
         NOT_NEGATIVE,
         unit="epochs",
         source=OURS,
-        meaning="first epochs in which the encoder trains at encoder_hold_factor of its rate",
+        meaning="first epochs, in which the encoder trains at encoder_hold_factor times its learning rate",
     )
     encoder_hold_factor: float = documented(
         0.0,
         ZERO_TO_ONE,
         unit="of the learning rate",
         source=OURS,
-        meaning="the encoder's part of the learning rate in its first encoder_hold_epochs; 0 freezes it",
+        meaning="factor on the encoder's learning rate in the first encoder_hold_epochs; 0 freezes it",
     )
     layer_decay: float | None = documented(
         None,
         ABOVE_ZERO_TO_ONE,
         unit="per layer",
         source=OURS,
-        meaning="factor on the learning rate from each layer of the encoder (stem, stage, transformer block) to the "
-        "one before it; 1: all alike; none: with -pretrained_weights such that the stem has 1/128 of the rate, else 1",
+        meaning="learning rate of a layer of the encoder (stem, stage, transformer block) divided by that of the layer "
+        "after it; 1: equal rates; none: the stem gets 1/128 of the rate with -pretrained_weights, otherwise 1",
     )
 
     def __post_init__(self) -> None:
