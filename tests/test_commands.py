@@ -266,8 +266,8 @@ def test_unusable_pretrained_weights(project: Project, tmp_path: Path, content: 
     message = {
         "missing": f"no checkpoint file at {file}",
         "empty": f"{file} is empty (0 bytes)",
-        "text": f"{file} is refused: it is no checkpoint",
-        "foreign": f"{file} shares no weight with this network: it holds conv.weight",
+        "text": f"{file} is not a readable checkpoint",
+        "foreign": f"{file} fills nothing of this network's encoder: it holds conv.weight",
     }[content]
     results = tmp_path / "results"
     printed = project.train(6, "0", FINETUNER, "-pretrained_weights", str(file), ok=False, nnUNet_results=str(results))

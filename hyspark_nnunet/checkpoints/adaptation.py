@@ -1,7 +1,7 @@
-"""Adapting one tensor to another kernel or to other input channels, without changing what it answers.
+"""Adapting one tensor to another kernel size, stride or number of input channels.
 
-Both changes are exact where it counts: a summed kernel answers an image that is constant along the axis as before, a
-centred one answers every image as before, and a stem answers equal channels as before.
+A kernel that is padded with zeros gives the same output for every image. A summed kernel gives the same output for
+images that are constant along the axis, an adapted stem for images whose channels are equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def adapt_kernel(weight: Tensor, kernel: Sequence[int]) -> Tensor | None:
-    """A convolution's weight for another kernel size: n -> 1 summed over the axis, 1 -> n centred, zeros around.
+    """A convolution's weight for another kernel size: n -> 1 is summed over the axis, 1 -> n is padded with zeros.
 
     Args:
         weight: (out, in, *kernel of the file).
-        kernel: wanted, per axis.
+        kernel: size in the network, per axis.
 
     Returns:
-        (out, in, *kernel), or None where an axis would go from one size above 1 to another: that would truncate.
+        (out, in, *kernel), or None if an axis has two different sizes above 1: weights would be cut off.
     """
     result = weight
     for axis, wanted in enumerate(kernel, start=2):
@@ -40,15 +40,15 @@ def adapt_kernel(weight: Tensor, kernel: Sequence[int]) -> Tensor | None:
 def adapt_upsampling(weight: Tensor, kernel: Sequence[int]) -> Tensor | None:
     """The weight of a transposed convolution whose kernel is its stride, for another stride.
 
-    n -> 1 averaged, 1 -> n repeated: each voxel of the result comes from one tap, so what is constant along the axis is
-    answered as before.
+    n -> 1 is averaged, 1 -> n is repeated. Each voxel of the output comes from one weight, so the output is unchanged
+    for images that are constant along the axis.
 
     Args:
         weight: (in, out, *stride of the file).
-        kernel: wanted, per axis.
+        kernel: stride in the network, per axis.
 
     Returns:
-        (in, out, *kernel), or None where an axis would go from one size above 1 to another.
+        (in, out, *kernel), or None if an axis has two different strides above 1.
     """
     result = weight.double()
     for axis, wanted in enumerate(kernel, start=2):
@@ -61,11 +61,11 @@ def adapt_upsampling(weight: Tensor, kernel: Sequence[int]) -> Tensor | None:
 
 
 def channel_names(description: Mapping[str, object], count: int) -> list[str]:
-    """Names of the input channels in order; their numbers where a description does not name them all.
+    """Names of the input channels in order; a channel without a name has its number.
 
     Args:
         description: of a network: ``channel_names`` as in nnU-Net's dataset.json, number to name.
-        count: of the channels.
+        count: number of channels.
     """
     named = description.get("channel_names")
     by_number = {str(key): str(value) for key, value in named.items()} if isinstance(named, Mapping) else {}
@@ -73,13 +73,13 @@ def channel_names(description: Mapping[str, object], count: int) -> list[str]:
 
 
 def number_of_image_channels(description: Mapping[str, object], count: int) -> int:
-    """How many of a network's input channels are images.
+    """Number of a network's input channels that are images.
 
-    The second stage of a cascade has the first stage's segmentation behind them, a channel per label, without names.
+    In the second stage of a cascade, the first stage's segmentation follows them: a channel per label, without names.
 
     Args:
-        description: of a network; where it has no ``channel_names``, all channels are images.
-        count: of all input channels.
+        description: of a network; without ``channel_names``, all channels are images.
+        count: number of input channels.
     """
     named = description.get("channel_names")
     return len(named) if isinstance(named, Mapping) and 0 < len(named) <= count else count
@@ -94,18 +94,18 @@ def adapt_stem(
 ) -> tuple[Tensor, str]:
     """A stem's weight for the input channels of another network.
 
-    Images are assigned by ``channel_assignment``. Channels of a previous stage's segmentation are taken where the file
-    has as many, and start at zero where it has not: the network then answers as it did without them, and learns them.
+    Images are assigned by ``channel_assignment``. Channels of a previous stage's segmentation are loaded if the file
+    has the same number of them. Otherwise they start at zero, so the output is the same as without them.
 
     Args:
         weight: (out, channels of the file, *kernel).
-        count: channels of the network.
-        source_description: what the file says of its network.
-        target_description: the same of this network.
-        mapping: of the recipe.
+        count: input channels of the network.
+        source_description: of the file's network.
+        target_description: of this network.
+        mapping: ``input_channel_mapping`` of the recipe.
 
     Returns:
-        (out, count, *kernel); and how, in words, "" where nothing changes.
+        (out, count, *kernel), and a text on what was adapted, "" if nothing was.
 
     Raises:
         ValueError: see ``channel_assignment``.
@@ -128,20 +128,20 @@ def adapt_stem(
 def channel_assignment(
     source: Sequence[str], target: Sequence[str], mapping: str | None = None
 ) -> tuple[list[int] | None, str]:
-    """Which channel of the file each channel of the network starts from.
+    """Assigns a channel of the file to each channel of the network.
 
     Args:
         source: names of the file's channels, "0", "1", ... where it does not name them.
         target: names of the network's channels.
-        mapping: of the recipe (``input_channel_mapping``): ``T1=CT, T2=CT``, each channel of the network with a channel
-            of the file, by name or number; None: by name where the file has all names, else averaged.
+        mapping: ``input_channel_mapping`` of the recipe, such as ``T1=CT, T2=CT``: each channel of the network with a
+            channel of the file, by name or number. None: by name if the file has all names, else averaged.
 
     Returns:
-        a source channel per target channel, or None for the average of all; and how, in words, "" where nothing
-        changes.
+        a source channel per target channel, or None for the average of all; and a text on the assignment, "" if the
+        channels stay as they are.
 
     Raises:
-        ValueError: the mapping is not understood, leaves a channel out, or names one that is not there.
+        ValueError: the mapping has a syntax error, leaves a channel out, or names a channel that does not exist.
     """
     if mapping is not None:
         chosen = _parsed(mapping, source, target)
@@ -149,7 +149,7 @@ def channel_assignment(
         return chosen, "" if chosen == list(range(len(source))) else f"input channels: {taken}"
     if list(source) == list(target):
         return list(range(len(source))), ""
-    # numbers are no names: they say nothing about what a channel shows
+    # a number says nothing about the modality of a channel
     if len(set(source)) == len(source) and set(target) <= set(source) and not any(n.isdecimal() for n in target):
         return [source.index(name) for name in target], f"input channels by name: {', '.join(target)}"
     if len(source) == len(target):
@@ -158,15 +158,15 @@ def channel_assignment(
 
 
 def adapt_input_channels(weight: Tensor, assignment: Sequence[int] | None, count: int) -> Tensor:
-    """A stem's weight for other input channels; its answer to equal channels stays the same.
+    """A stem's weight for other input channels; for equal channels, the output is unchanged.
 
-    A channel of the file that several take is shared out among them; channels that none takes are averaged over all.
-    Whatever the assignment, the sum over input channels stays the same.
+    A channel of the file that several channels use is divided among them in equal parts. A channel that no channel uses
+    is averaged over all. The sum over input channels stays the same.
 
     Args:
         weight: (out, channels of the file, *kernel).
         assignment: a channel of the file per channel of the network; None: all are averaged and rescaled.
-        count: channels of the network.
+        count: input channels of the network.
 
     Returns:
         (out, count, *kernel).
@@ -186,13 +186,13 @@ def _parsed(mapping: str, source: Sequence[str], target: Sequence[str]) -> list[
         ours, equals, theirs = (word.strip() for word in pair.partition("="))
         if not equals:
             raise ValueError(
-                f"input_channel_mapping is {mapping!r}: '{pair.strip()}' is no pair; write CHANNEL=CHANNEL OF THE "
-                f"FILE, separated by commas, for example {target[0]}={source[0]}"
+                f"input_channel_mapping is {mapping!r}: '{pair.strip()}' is not a pair. Write "
+                f"CHANNEL=CHANNEL_OF_THE_FILE, separated by commas, for example {target[0]}={source[0]}"
             )
-        chosen[_find(ours, target, "this data set")] = _find(theirs, source, "the file")
+        chosen[_find(ours, target, "this dataset")] = _find(theirs, source, "the file")
     left_out = [name for number, name in enumerate(target) if number not in chosen]
     if left_out:
-        raise ValueError(f"input_channel_mapping is {mapping!r} and leaves out channel {', '.join(left_out)}")
+        raise ValueError(f"input_channel_mapping is {mapping!r}, but it leaves out channel {', '.join(left_out)}")
     return [chosen[number] for number in range(len(target))]
 
 
@@ -202,6 +202,6 @@ def _find(word: str, names: Sequence[str], owner: str) -> int:
     if word.isdecimal() and int(word) < len(names):
         return int(word)
     raise ValueError(
-        f"input_channel_mapping names channel {word}, but {owner} has {', '.join(names)}; give a name or a number "
+        f"input_channel_mapping names channel {word}, but {owner} has {', '.join(names)}: give a name or a number "
         f"from 0 to {len(names) - 1}"
     )

@@ -1,8 +1,9 @@
-"""Which tensor of a file belongs to which tensor of a network, where the two may differ in their number of stages.
+"""Which tensor of a file corresponds to a tensor of the network, if their numbers of stages may differ.
 
-Stages count from the full resolution. Of two networks of n and m < n stages, the first m - 1 stages are built alike;
-stage m - 1 is the bottleneck of one (a block, no convolution to wider channels, the ViT) and a stage as any other of
-the other. Decoder levels, heads, projections and mask tokens run coarse to fine and so belong to other numbers.
+Stage 0 has the full resolution. Two networks of n and m < n stages have the first m - 1 stages in common. Stage m - 1
+is the bottleneck of the smaller network (one block, no widening convolution, the ViT), but an ordinary stage of the
+larger one. Decoder levels, heads, projections and mask tokens are numbered from coarse to fine, so their numbers shift
+by n - m.
 """
 
 import re
@@ -21,7 +22,7 @@ GROUPS = (
 
 
 def group_of(name: str) -> str:
-    """The part of a network that makes sense as a whole: a block, a decoder level; the name itself elsewhere."""
+    """The prefix of the tensors that a tensor is loaded with, such as its block's; its own name if there are none."""
     for pattern in GROUPS:
         if match := re.match(pattern, name):
             return match[0]
@@ -29,14 +30,14 @@ def group_of(name: str) -> str:
 
 
 def n_common_stages(source: EncoderSizes, target: EncoderSizes) -> int:
-    """How many stages both networks build alike, and so must have of equal width."""
+    """Number of stages that both networks have in common, and whose widths must be equal."""
     if source.n_stages == target.n_stages:
         return target.n_stages
     return min(source.n_stages, target.n_stages) - 1
 
 
 def source_name(name: str, source: EncoderSizes, target: EncoderSizes) -> str | None:
-    """The file's name for a tensor of the network; None where the file has no such place.
+    """Name in the file of a tensor of the network; None if the file has no corresponding one.
 
     Args:
         name: of a tensor of the network.
@@ -58,13 +59,13 @@ def source_name(name: str, source: EncoderSizes, target: EncoderSizes) -> str | 
 
 
 def is_required(name: str, source: EncoderSizes, target: EncoderSizes) -> bool:
-    """Whether a tensor that has another width in the file is an error rather than left out."""
+    """Whether another width in the file is an error; tensors that are not required are then left at random."""
     if not name.startswith("encoder."):
         return False
     if source.n_stages == target.n_stages:
         return True
     common = n_common_stages(source, target)
     if match := re.match(r"encoder\.stages\.(\d+)\.(blocks|widen)", name):
-        # the last common stage leads to a stage that may differ
+        # the last common stage widens to the first stage that may differ
         return int(match[1]) < common and not (match[2] == "widen" and int(match[1]) == common - 1)
     return not name.startswith("encoder.vit.")

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its network, for people and for transfers."""
+"""The description of a network that its checkpoints hold."""
 
 import json
 from typing import Any
@@ -18,15 +18,15 @@ def describe_network(
     with_heads: bool,
     names: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The description of a network: numbers, strings and lists of them.
+    """Describes a network by numbers, strings and lists, which checkpoints and JSON hold.
 
     Args:
         configuration: of the plan.
-        dataset_json: of the data set.
+        dataset_json: of the dataset.
         preset: of the recipe.
         input_channels: of the network.
-        with_heads: the network has heads for the data set's labels.
-        names: more to say, such as the data set's name.
+        with_heads: whether the network has heads for the dataset's labels.
+        names: further entries, such as the dataset's name.
     """
     arguments = encoder_arguments(configuration, preset)
     del arguments["conv_op"]
@@ -40,5 +40,5 @@ def describe_network(
     }
     if with_heads:
         description["labels"], description["regions"] = head_labels(dataset_json["labels"])
-    # lists, no tuples: what JSON gives back, in plans and .safetensors files, is equal then
+    # lists instead of tuples, so that the description read from JSON is equal
     return json.loads(json.dumps(plain(description)))

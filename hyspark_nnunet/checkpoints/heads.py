@@ -1,7 +1,7 @@
-"""Class heads: which rows of a file's heads belong to labels that the network has, too.
+"""Matching segmentation heads by the names of their labels.
 
-A head is one output channel of a 1^3 convolution. nnU-Net's heads stand for labels (softmax, in the order of their
-values) or, where the data set has regions, for regions (sigmoid, in the order of dataset.json).
+A head is one output channel of a 1^3 convolution. nnU-Net's heads are labels (softmax, in the order of their values)
+or, if the dataset has regions, regions (sigmoid, in the order of dataset.json).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ import numpy as np
 
 
 def head_labels(labels: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """The names of a data set's heads, in order, and whether they are regions.
+    """Names of a dataset's heads, in order, and whether they are regions.
 
     Mirrors nnunetv2/utilities/label_handling/label_handling.py: the label "ignore" has no head; with regions the
     background has none either.
 
     Args:
-        labels: of dataset.json: name to value, or to the values of a region.
+        labels: of dataset.json: value of each name, or the values of a region.
     """
     values = {name: np.unique(value).tolist() for name, value in labels.items() if name != "ignore"}
-    # as nnU-Net asks it: a list of one value is no region
+    # as in nnU-Net: a list of one value is not a region
     if any(isinstance(value, list | tuple) and len(value) > 1 for value in labels.values()):
         return [name for name, value in values.items() if value != [0]], True
     return sorted(values, key=lambda name: values[name][0]), False
@@ -29,16 +29,16 @@ def head_labels(labels: Mapping[str, Any]) -> tuple[list[str], bool]:
 def matching_heads(
     source_description: Mapping[str, Any], target_description: Mapping[str, Any], n_source: int, n_target: int
 ) -> tuple[dict[int, int], str]:
-    """Which head of the file each head of the network starts from.
+    """Assigns heads of the file to heads of the network.
 
     Args:
-        source_description: what the file says of its network: ``labels`` (names of the heads) and ``regions``.
-        target_description: the same of this network.
+        source_description: of the file's network: ``labels`` (names of the heads) and ``regions``.
+        target_description: of this network.
         n_source: heads in the file.
         n_target: heads of the network.
 
     Returns:
-        head of the file by head of the network, and the reason for those that have none.
+        head of the file by head of the network, and why the other heads have none.
     """
     source, target = source_description.get("labels"), target_description.get("labels")
     if not _names(source, n_source):

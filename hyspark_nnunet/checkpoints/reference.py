@@ -1,14 +1,14 @@
-"""State-dict names of the public HySparK release, to ours and back.
+"""Converting state dicts of the public HySparK release to our names and back.
 
 The release has three forms: the encoder alone (``embeddings.*``, ``mae.*``), the masked autoencoder
 (``sparse_encoder.*``, ``dense_decoder.*``, ``densify_projs.*``, ``mask_tokens.*``) and the segmentation network
 (``embeddings.*``, ``mae.*``, ``decoder.*``). Its ``layerN``, ``expendN`` and ``decoderN`` count from 1, fine to coarse;
 its ``dec``, ``fuse``, ``densify_projs`` and ``mask_tokens`` run coarse to fine, as ours do.
 
-Nothing is computed: tensors are renamed, and 1^3 convolutions reshaped to linear layers. Parameters of the release
-that nothing uses (``fuse.0``, the last of ``densify_projs`` and of ``mask_tokens``, the transformer's ``mask_token``)
-and its stored positions have no place in our networks: they are dropped, and put back with neutral values on the way
-out.
+Values do not change: tensors are renamed, and 1^3 convolutions are reshaped to linear layers. Our networks have no
+place for the unused parameters of the release (``fuse.0``, the last of ``densify_projs`` and of ``mask_tokens``, the
+transformer's ``mask_token``) and for its stored positions. These are dropped, and written with neutral values when our
+weights are converted to the release.
 """
 
 import re
@@ -28,14 +28,14 @@ FUSION_PARTS = {"conv1": "conv1", "conv2": "conv2", "conv3": "shortcut"}
 
 
 class Conversion(NamedTuple):
-    """A converted state dict, and the names that have no place on the other side."""
+    """A converted state dict, and the names that were dropped."""
 
     state: dict[str, Tensor]
     dropped: list[str]
 
 
 def reference_form(state: Mapping[str, Tensor]) -> Form | None:
-    """Which form of the release a state dict has; None: none of them."""
+    """The form of the release that a state dict has; None: it is not of the release."""
     if "sparse_encoder.embeddings.stem.weight" in state:
         return "masked_autoencoder"
     if "embeddings.stem.weight" in state:
@@ -44,7 +44,7 @@ def reference_form(state: Mapping[str, Tensor]) -> Form | None:
 
 
 def own_form(state: Mapping[str, Tensor]) -> Form | None:
-    """Which of our networks a state dict belongs to; None: none of them."""
+    """Which of our networks a state dict belongs to; None: it is not one of ours."""
     if "encoder.stem.weight" not in state:
         return None
     if any(name.startswith("densify.") for name in state):
@@ -59,15 +59,15 @@ def from_reference(state: Mapping[str, Tensor]) -> Conversion:
         state: one of the three forms.
 
     Returns:
-        our names, and the release's names that were dropped. The segmentation network's heads of deep supervision are
-        not part of the release and so are not in the result.
+        our names, and the release's names that were dropped. The release has no heads for deep supervision, so the
+        result has none either.
 
     Raises:
-        ValueError: not a state dict of the release, or with names that are not known.
+        ValueError: the state dict is not of the release, or has unknown names.
     """
     form = reference_form(state)
     if form is None:
-        raise ValueError(f"not a state dict of the HySparK release: it has no stem. It holds {_first(state)}")
+        raise ValueError(f"not a state dict of the HySparK release, because it has no stem: it holds {_first(state)}")
     n_stages = _count(state, r"(?:sparse_encoder\.)?embeddings\.layer(\d+)\.")
     converted, dropped, unknown = {}, [], []
     for name, tensor in state.items():
@@ -79,26 +79,26 @@ def from_reference(state: Mapping[str, Tensor]) -> Conversion:
         else:
             converted[ours] = _flatten(ours, tensor)
     if unknown:
-        raise ValueError(f"{len(unknown)} names are not known from the HySparK release: {_first(unknown)}")
+        raise ValueError(f"{len(unknown)} names are unknown in the HySparK release: {_first(unknown)}")
     return Conversion(converted, dropped)
 
 
 def to_reference(state: Mapping[str, Tensor], grid: Sequence[int] = (6, 6, 6)) -> Conversion:
-    """Converts a state dict of ours to the release's names, complete, so that it loads there.
+    """Converts a state dict of ours to the complete state dict of the release.
 
     Args:
         state: of our encoder (names with ``encoder.``), masked autoencoder or segmentation network.
         grid: mask units per axis for the stored positions; (6, 6, 6) is the release's 96^3 patch.
 
     Returns:
-        the release's names, and our names that were dropped: the heads of deep supervision but the finest.
+        the release's names, and our names that were dropped: all heads of deep supervision except the finest.
 
     Raises:
-        ValueError: not a state dict of ours, or with names that are not known.
+        ValueError: the state dict is not one of ours, or has unknown names.
     """
     form = own_form(state)
     if form is None:
-        raise ValueError(f"not a state dict of a HySparK network: it has no stem. It holds {_first(state)}")
+        raise ValueError(f"not a state dict of a HySparK network, because it has no stem: it holds {_first(state)}")
     n_stages = _count(state, r"encoder\.stages\.(\d+)\.") + 1
     dims = state["encoder.stem.weight"].ndim - 2
     converted, dropped, unknown = {}, [], []
@@ -111,13 +111,13 @@ def to_reference(state: Mapping[str, Tensor], grid: Sequence[int] = (6, 6, 6)) -
         else:
             converted[theirs] = _unflatten(theirs, tensor, dims)
     if unknown:
-        raise ValueError(f"{len(unknown)} names are not known from our networks: {_first(unknown)}")
+        raise ValueError(f"{len(unknown)} names are unknown in our networks: {_first(unknown)}")
     converted.update(_unused_parameters(state, form, n_stages, grid))
     return Conversion(converted, dropped)
 
 
 def _our_name(name: str, n_stages: int) -> str | None:
-    """Our name of a tensor of the release; "" where ours has none, None where the name is not known."""
+    """Our name of a tensor of the release; "" if ours has none, None if the name is unknown."""
     last = n_stages - 1
 
     def level(number: str) -> int:  # decoder1 is the finest
@@ -159,7 +159,7 @@ def _our_name(name: str, n_stages: int) -> str | None:
 
 
 def _their_name(name: str, n_stages: int, form: Form) -> str | None:
-    """The release's name of a tensor of ours; "" where the release has none, None where the name is not known."""
+    """The release's name of a tensor of ours; "" if the release has none, None if the name is unknown."""
     last = n_stages - 1
     mednext = {ours: theirs for theirs, ours in MEDNEXT_PARTS.items()}
     fusion = {ours: theirs for theirs, ours in FUSION_PARTS.items()}
@@ -208,7 +208,7 @@ def _apply(rules: Sequence[tuple[str, Callable[[re.Match[str]], str]]], name: st
 def _unused_parameters(
     state: Mapping[str, Tensor], form: Form, n_stages: int, grid: Sequence[int]
 ) -> dict[str, Tensor]:
-    """What the release's networks hold beyond ours: positions recomputed, unused parameters at neutral values."""
+    """The tensors that only the release has: recomputed positions, and unused parameters at neutral values."""
     norm = state["encoder.vit.norm.weight"]
     embedding, dims = len(norm), len(grid)
     encoder = "sparse_encoder." if form == "masked_autoencoder" else ""

@@ -1,4 +1,4 @@
-"""The account of a transfer: what became of every tensor of the network and of the file."""
+"""The report of a transfer: which tensors were loaded, adapted, left at random or unused."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hyspark_nnunet.atomic_files import replacing
 
-# how the parts are called and ordered in reports; a name belongs to the first pattern that matches
+# names of the parts in reports, in order; a tensor belongs to the first pattern that matches
 PARTS = (
     (r"encoder\.stem\.", "stem"),
     (r"encoder\.stages\.(\d+)\.", "stage {}"),
@@ -22,7 +22,7 @@ PARTS = (
 
 
 def part_of(name: str) -> str:
-    """The part of a network that a tensor belongs to, in words; "other" where no network of ours has it."""
+    """The part of a network that a tensor belongs to; "other" for tensors of other networks."""
     for pattern, part in PARTS:
         if match := re.match(pattern, name):
             return part.format(*match.groups())
@@ -31,9 +31,9 @@ def part_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one tensor: ``fate`` is loaded, adapted, random or unused; ``why`` says how, or why not.
+    """One tensor: ``fate`` is loaded, adapted, random or unused, ``why`` has the details.
 
-    A head of which some labels are taken over has two entries, adapted and random, with their parameters each.
+    A head of which only some labels are loaded has two entries, adapted and random, each with its number of parameters.
     """
 
     name: str
@@ -48,7 +48,7 @@ class TransferReport:
     """What ``transfer_weights`` did.
 
     Attributes:
-        entries: one per tensor of the network, and per tensor of the file that was left unused.
+        entries: one per tensor of the network, and one per unused tensor of the file.
         notes: differences that change no tensor, and warnings.
     """
 
@@ -56,25 +56,25 @@ class TransferReport:
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, fate: str, parameters: int, why: str = "") -> None:
-        """One more entry."""
+        """Adds an entry."""
         self.entries.append(Entry(name, part_of(name), fate, parameters, why))
 
     def parameters(self, *fates: str, within: str = "") -> int:
-        """Number of parameters with one of the fates, in tensors whose name begins so."""
+        """Number of parameters with one of the fates, in tensors whose names begin with ``within``."""
         return sum(e.parameters for e in self.entries if e.fate in fates and e.name.startswith(within))
 
     @property
     def encoder_share(self) -> float:
-        """Share of the encoder's parameters that came from the file."""
+        """Share of the encoder's parameters that come from the file."""
         total = self.parameters("loaded", "adapted", "random", within="encoder.")
         return self.parameters("loaded", "adapted", within="encoder.") / total
 
     def table(self) -> str:
-        """The report for people: a line per part, fate and reason."""
+        """The report as text: a line per part, fate and reason."""
         rows: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.entries:
             rows[entry.part, entry.fate, entry.why].append(entry)
-        lines = [f"{'part':<24}{'':<10}{'tensors':>8}{'parameters':>14}  how, or why not"]
+        lines = [f"{'part':<24}{'':<10}{'tensors':>8}{'parameters':>14}  details"]
         for (part, fate, why), entries in sorted(rows.items(), key=lambda row: _place(row[0][0])):
             lines.append(
                 f"{part:<24}{fate:<10}{len(entries):>8}{sum(e.parameters for e in entries):>14,}  {why}".rstrip()
@@ -83,7 +83,7 @@ class TransferReport:
         return "\n".join(lines + self.notes)
 
     def save(self, path: Path, file: str) -> None:
-        """Writes the report as JSON, beside its place and renamed."""
+        """Writes the report as JSON; a reader sees the old file or the complete new one."""
         content = {
             "pretrained_weights": file,
             "encoder_share": self.encoder_share,
@@ -95,7 +95,7 @@ class TransferReport:
 
 
 def _place(part: str) -> tuple[int, str]:
-    """Where a part stands in the table."""
+    """Sorts the parts of the table."""
     kinds = [pattern_part.partition(" {}")[0] for _, pattern_part in PARTS]
     kind = part.rstrip("0123456789").rstrip()
     return (kinds.index(kind) if kind in kinds else len(kinds)), part

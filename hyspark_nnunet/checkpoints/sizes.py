@@ -1,4 +1,4 @@
-"""The sizes of a network, read off its state dict: what a file holds, whatever it says of itself."""
+"""The sizes of a network, from the shapes in its state dict."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ class EncoderSizes(NamedTuple):
         input_channels: of the stem.
         features_per_stage: channels of the stages.
         n_blocks_per_stage: MedNeXt blocks of the stages.
-        expansion_per_stage: of their first blocks; 0 for a stage without blocks.
+        expansion_per_stage: of the first block of each stage; 0 for a stage without blocks.
         kernel_sizes: of the stages, per axis.
         vit_width: of a token.
         vit_n_blocks: transformer blocks.
@@ -35,7 +35,7 @@ class EncoderSizes(NamedTuple):
 
 
 def encoder_sizes(state: Mapping[str, Tensor]) -> EncoderSizes | None:
-    """The sizes of an encoder under our names; None where tensors of it are missing."""
+    """The sizes of an encoder under our names; None if some of its tensors are missing."""
     stem = state.get("encoder.stem.weight")
     if stem is None or "encoder.vit.norm.weight" not in state:
         return None
@@ -67,5 +67,5 @@ def decoder_expansions(state: Mapping[str, Tensor]) -> list[int] | None:
 
 
 def _highest(state: Mapping[str, Tensor], pattern: str) -> int:
-    """The highest number at the pattern's group; -1 where no name matches."""
+    """The highest number in the pattern's group; -1 if no name matches."""
     return max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1)

@@ -1,11 +1,10 @@
-"""Reading and writing checkpoint files: nothing executed on reading, nothing half-written."""
+"""Reading and writing checkpoint files: reading executes no code, an interrupted write leaves the old file."""
 
 import json
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
-from pickle import UnpicklingError
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,23 +16,22 @@ from torch import Tensor
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints.hub import local_file
 from hyspark_nnunet.checkpoints.reference import from_reference, reference_form
+from hyspark_nnunet.checkpoints.state_dicts import find_state_dicts
+from hyspark_nnunet.checkpoints.unpickling import load_data, unreadable
 
-WEIGHT_KEYS = ("network_weights", "state_dict", "model")
-# words that DDP, torch.compile, FSDP and activation checkpointing put into names, at the front or, where a part of a
-# network was wrapped, in the middle
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# of a checkpoint, what goes into the metadata of a .safetensors file, as JSON: it holds strings only
+# parts of a checkpoint that go into the metadata of a .safetensors file, as JSON: metadata are strings
 METADATA = ("trainer_name", "current_epoch", "recipe", "hyspark")
 
 
 class SourceWeights(NamedTuple):
-    """Weights read from a file, and what the file says of itself.
+    """Weights read from a file, and what the file says about itself.
 
     Attributes:
         state: tensors under our names.
-        description: of the network, as ``checkpoints.description`` writes it; {} in files that have none.
-        origin: which trainer or release the file is of, in words.
-        rest: everything in the file but the weights.
+        description: of the network, see ``description.describe_network``; of other checkpoints of nnU-Net ``trainer``,
+            ``dataset``, ``configuration`` and ``plans``; {} in files without any.
+        origin: trainer or release that wrote the file, in words, and which network of several was read.
+        rest: everything in the file except the weights.
         dropped: names of the release that our networks have no place for.
     """
 
@@ -45,9 +43,9 @@ class SourceWeights(NamedTuple):
 
 
 def write_atomically(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a checkpoint beside its place, then renames it: a reader sees the old file or the new one, whole.
+    """Writes a checkpoint to a temporary file and renames it: a reader sees the old file or the complete new one.
 
-    NumPy numbers become Python's, so that the file reads back without executing anything.
+    NumPy's numbers become Python's.
     """
     content = plain(checkpoint)
     with replacing(path) as beside:
@@ -55,11 +53,11 @@ def write_atomically(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
 
 def write_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any], path: str | Path) -> None:
-    """Writes weights as .safetensors, whole or not at all, with what is said of them in its metadata as JSON.
+    """Writes weights as .safetensors, with ``METADATA`` as JSON; a reader sees the old file or the complete new one.
 
     Args:
         state: the weights.
-        about: a checkpoint's other parts; those named in METADATA are written.
+        about: a checkpoint's other parts; those named in ``METADATA`` are written.
         path: of the file.
     """
     metadata = {key: json.dumps(plain(about[key])) for key in METADATA if about.get(key) is not None}
@@ -70,7 +68,7 @@ def write_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any], pat
 
 
 def check_whole(path: str | Path) -> None:
-    """Reads a .pth file to its end and compares the checksums in it, which ``torch.load`` does not.
+    """Reads a .pth file to its end and compares its checksums, which ``torch.load`` does not.
 
     Raises:
         ValueError: the file is truncated or damaged.
@@ -79,22 +77,26 @@ def check_whole(path: str | Path) -> None:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged: {_first_line(error)}") from error
+        raise ValueError(f"{path} is truncated or damaged: {error or type(error).__name__}") from error
     if damaged is not None:
-        raise ValueError(f"{path} is damaged: the checksum of its part {damaged} does not fit")
+        raise ValueError(f"{path} is damaged: the checksum of its part {damaged} does not match")
 
 
 def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """Reads a checkpoint without executing anything in it.
+    """Reads a checkpoint without running code in it.
 
     Args:
-        path: of the file, or its address on the Hugging Face hub (see ``hub``).
+        path: of a .pth or .safetensors file, which are recognised by their content, or its address on the Hugging Face
+            hub (see ``hub``).
         device: where its tensors go.
-        mmap: read tensors when they are used: quick where only numbers are. For .pth files.
+        mmap: read tensors of .pth files when they are used, which is fast if only numbers are needed.
+
+    Returns:
+        content of the file; of a .safetensors file ``network_weights`` and the ``METADATA`` in it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, is no checkpoint, or would have to execute code to be read.
+        ValueError: the file is empty, is no checkpoint, or holds objects that only running code restores.
     """
     path = local_file(path)
     if not path.is_file():
@@ -102,58 +104,73 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: 
             f"no checkpoint file at {path}: give the path of a .pth or .safetensors file, such as checkpoint_final.pth"
         )
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes): its writing was cut off; take another checkpoint")
+        raise ValueError(f"{path} is empty (0 bytes): its writing was interrupted; use another checkpoint")
     if _is_safetensors(path):
         return _read_safetensors(path, device)
-    try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
-    except UnpicklingError:
-        raise ValueError(
-            f"{path} is refused: it is no checkpoint, or it holds objects that only running its code would restore"
-        ) from None  # torch advises to run it
-    except Exception as error:  # bytes that are no checkpoint fail in the reader in any way
-        raise ValueError(
-            f"{path} is not a readable checkpoint (truncated, or another kind of file): {_first_line(error)}"
-        ) from error
+    checkpoint = load_data(path, device, mmap)
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, but a checkpoint is a dictionary of tensors")
+        raise ValueError(
+            f"{path} holds a {type(checkpoint).__name__}, but a checkpoint is a dictionary: save the tensors by name, "
+            'torch.save(model.state_dict(), "weights.pth")'
+        )
     return checkpoint
 
 
 def read_weights(path: str | Path) -> SourceWeights:
-    """Reads network weights from a file of ours or of the HySparK release.
+    """Reads network weights from a file of this package, of nnU-Net or of the HySparK release.
 
     Args:
-        path: a ``.pth`` or ``.safetensors`` file, or its address on the Hugging Face hub (see ``hub``); the weights
-            bare or under ``network_weights``, ``state_dict`` or ``model``, with or without what DDP and
-            torch.compile put into names.
+        path: of a ``.pth`` or ``.safetensors`` file, or its address on the Hugging Face hub (see ``hub``); the weights at
+            the top level or under any key, with or without prefixes, see ``state_dicts``.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: see ``read_checkpoint``; or the file holds no tensors.
     """
     checkpoint = read_checkpoint(path)
-    weights, rest = checkpoint, {}
-    while (wrapped := next((key for key in WEIGHT_KEYS if isinstance(weights.get(key), dict)), None)) is not None:
-        rest.update({key: value for key, value in weights.items() if key != wrapped})
-        weights = weights[wrapped]
-    state = {_unwrap(name): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
-    if not state:
+    found = find_state_dicts(checkpoint)
+    if not found:
         raise ValueError(
-            f"{path} holds no network weights: expected tensors, bare or under one of {', '.join(WEIGHT_KEYS)}; "
-            f"found {', '.join(map(str, list(checkpoint)[:5])) or 'nothing'}"
+            f"{path} holds no network weights: it has no tensors with names, but the keys "
+            f"{', '.join(map(str, checkpoint)) or '(none)'}"
         )
-    described = rest.get("hyspark")
-    description = described if isinstance(described, dict) else {}
+    state, rest = found[0].tensors, found[0].rest
+    origin = str(rest.get("trainer_name", "unknown"))
+    dropped: tuple[str, ...] = ()
     if (form := reference_form(state)) is not None:
-        converted = from_reference(state)
-        origin = f"HySparK release, {form.replace('_', ' ')}"
-        return SourceWeights(converted.state, description, origin, rest, tuple(converted.dropped))
-    return SourceWeights(state, description, str(rest.get("trainer_name", "unknown")), rest)
+        try:
+            state, names = from_reference(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        origin, dropped = f"HySparK release, {form.replace('_', ' ')}", tuple(names)
+    description = rest.get("hyspark")
+    if not isinstance(description, dict):
+        origin += "" if description is None else "; the description of the network in its metadata is not readable"
+        description = description_by_nnunet(rest)
+    if len(found) > 1:
+        others = ", ".join(other.place or "the top level" for other in found[1:])
+        origin += f"; weights of {found[0].place or 'the top level'}, not of {others}"
+    return SourceWeights(state, description, origin, rest, dropped)
+
+
+def description_by_nnunet(rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Trainer, dataset, configuration and plans of a checkpoint of any of nnU-Net's trainers; {} for other files."""
+    arguments = rest.get("init_args")
+    if not isinstance(arguments, Mapping):
+        return {}
+    plans = arguments.get("plans")
+    plans = plans if isinstance(plans, Mapping) else {}
+    found = {
+        "trainer": rest.get("trainer_name"),
+        "dataset": plans.get("dataset_name"),
+        "configuration": arguments.get("configuration"),
+        "plans": plans.get("plans_name"),
+    }
+    return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content: the length of a JSON header, then the header. Neither torch's zip files nor pickles begin so."""
+    """By content: the length of a JSON header, then the header. torch's zip files and pickles begin differently."""
     with open(path, "rb") as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
@@ -164,11 +181,17 @@ def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
             metadata = file.metadata() or {}
-        return {"network_weights": state, **{key: json.loads(metadata[key]) for key in METADATA if key in metadata}}
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not a readable checkpoint (truncated, or another kind of file): {_first_line(error)}"
-        ) from error
+    except safetensors.SafetensorError as error:
+        raise unreadable(path, error) from error
+    return {"network_weights": state, **{key: _from_json(metadata[key]) for key in METADATA if key in metadata}}
+
+
+def _from_json(text: str) -> Any:
+    """The value of a piece of metadata; other programs write plain text under the same keys."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def plain(value: Any) -> Any:
@@ -181,14 +204,6 @@ def plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, Path | torch.device):
+    if isinstance(value, PurePath | torch.device):
         return str(value)
     return value
-
-
-def _unwrap(name: str) -> str:
-    return ".".join(word for word in name.split(".") if word not in WRAPPERS)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Starting a network from pre-trained weights, with a complete account of what was done."""
+"""Initialising a network from pre-trained weights, with a report on every tensor."""
 
 import os
 from collections import defaultdict
@@ -18,8 +18,9 @@ from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes
 MIN_ENCODER_SHARE = 0.9
 ALLOW_PARTIAL = "HYSPARK_ALLOW_PARTIAL"
 STEM, HEADS = "encoder.stem.weight", "decoder.seg_layers."
-UPSAMPLING = ".upsample.weight"  # of the reconstruction decoder: transposed convolutions whose kernel is their stride
-# of a description, what no tensor shows and what belongs to the data set: no difference worth a line
+UPSAMPLING = ".upsample.weight"  # transposed convolutions of the reconstruction decoder, whose kernel is their stride
+NNUNET_BLOCK = ".all_modules."  # in names of the convolution blocks of nnU-Net's own networks
+# parts of a description that usually differ, and are no reason why weights would not fit
 NOT_COMPARED = ("dataset", "configuration", "plans")
 
 
@@ -31,32 +32,30 @@ def transfer_weights(
     target_description: Mapping[str, Any] | None = None,
     input_channel_mapping: str | None = None,
 ) -> TransferReport:
-    """Loads what fits, adapted where it can be; or nothing.
+    """Loads the weights that fit, adapts those that can be adapted, and reports on all of them.
 
     Args:
-        network: HySparKUNet or HySparKMaskedAutoencoder; unchanged where an error is raised.
+        network: HySparKUNet or HySparKMaskedAutoencoder; unchanged if an error is raised.
         state: weights under our names.
         file: their file, for messages.
-        source_description: what the file says of its network (strides, channel names, labels ...).
-        target_description: the same of this network.
+        source_description: of the file's network (strides, channel names, labels ...).
+        target_description: of this network.
         input_channel_mapping: of the recipe, see ``adaptation.channel_assignment``.
 
     Returns:
-        the report: every tensor of the network is loaded, adapted or left at random, every tensor of the file used or
-        not.
+        report that has every tensor of the network (loaded, adapted, random) and every unused tensor of the file.
 
     Raises:
-        ValueError: the file shares no name with the network; a width of the encoder differs; the mapping is not
-            possible; or less than 90 % of the encoder's parameters would be loaded (unless
-            ``HYSPARK_ALLOW_PARTIAL=1``).
+        ValueError: the file fills nothing of the encoder; a width of the encoder differs; the mapping is not possible;
+            or less than 90 % of the encoder's parameters would be loaded (unless ``HYSPARK_ALLOW_PARTIAL=1``).
     """
     target = network.state_dict()
     transfer = Transfer(state, target, file, source_description or {}, target_description or {}, input_channel_mapping)
     report = transfer.report
-    if report.encoder_share < MIN_ENCODER_SHARE and os.environ.get(ALLOW_PARTIAL) != "1":
+    if report.encoder_share < MIN_ENCODER_SHARE and not partial_is_allowed():
         raise ValueError(
             f"{file} would fill only {report.encoder_share:.1%} of the encoder's parameters, less than "
-            f"{MIN_ENCODER_SHARE:.0%}; set {ALLOW_PARTIAL}=1 to go on all the same.\n{report.table()}"
+            f"{MIN_ENCODER_SHARE:.0%}. Set {ALLOW_PARTIAL}=1 to load the matching part.\n{report.table()}"
         )
     with torch.no_grad():
         for name, value in transfer.values.items():
@@ -67,12 +66,17 @@ def transfer_weights(
     return report
 
 
+def partial_is_allowed() -> bool:
+    """Whether the user accepts a file that fills less than ``MIN_ENCODER_SHARE`` of the encoder."""
+    return os.environ.get(ALLOW_PARTIAL) == "1"
+
+
 class Transfer:
-    """What ``transfer_weights`` would do; nothing is written yet.
+    """What ``transfer_weights`` would do, without changing the network.
 
     Args:
         state: weights under our names.
-        target: the network's tensors; only their shapes are read, so they may be without values (device "meta").
+        target: the network's tensors; only their shapes are read, so they may be on the device "meta".
         file: as in ``transfer_weights``.
         source_description: as in ``transfer_weights``.
         target_description: as in ``transfer_weights``.
@@ -81,7 +85,7 @@ class Transfer:
     Attributes:
         values: new values by name.
         rows: new values of single heads, by name and head.
-        report: what became of every tensor.
+        report: on every tensor.
 
     Raises:
         ValueError: see ``transfer_weights``; a small share of the encoder is no error here.
@@ -102,16 +106,11 @@ class Transfer:
         self.values: dict[str, Tensor] = {}
         self.rows: dict[str, dict[int, Tensor]] = {}
         self.report = TransferReport(notes=differences(source_description, target_description))
-        if not any(name in state for name in target):
-            raise ValueError(
-                f"{file} shares no weight with this network: it holds {_some(state)}, the network {_some(target)}. "
-                "Give a checkpoint of HySparKPretrainTrainer or HySparKFinetuneTrainer, or a HySparK release."
-            )
         sizes = encoder_sizes(target)
         if sizes is None:
-            raise ValueError(f"no HySparK network to load {file} into: it holds {_some(target)}")
+            raise ValueError(f"{file} cannot be loaded into a network other than HySparK's: it has {_some(target)}")
         self.target_sizes = sizes
-        # a partial file: taken name by name, as if it came from this network
+        # the tensors of a partial file are matched by name, as if it came from this network
         self.source_sizes = encoder_sizes(state) or sizes
         self.source_names = {name: source_name(name, self.source_sizes, sizes) for name in target}
         self._hows: dict[str, str] = {}
@@ -120,11 +119,13 @@ class Transfer:
         self._match_groups()
         self._match_heads()
         self._write_report()
+        if self.report.encoder_share == 0:
+            raise ValueError(self._foreign_message())
 
     # ---------------------------------------------------------------------------------------------- matching
 
     def _fitted(self, name: str) -> tuple[Tensor | None, str]:
-        """The file's tensor in the shape the network wants, and how it was adapted; None: it does not fit, and why."""
+        """The file's tensor in the network's shape and how it was adapted, or None and why it does not fit."""
         theirs = self.source_names[name]
         if theirs is None or theirs not in self.state:
             return None, "not in the file"
@@ -158,7 +159,7 @@ class Transfer:
         groups: dict[str, list[str]] = defaultdict(list)
         for name in self.target:
             if not name.startswith(HEADS):
-                # in stages that both have, a part of a block is worth loading: the file may be partial
+                # in common stages, a part of a block is loaded, too: the file may be partial
                 required = is_required(name, self.source_sizes, self.target_sizes)
                 groups[name if required else group_of(name)].append(name)
         for members in groups.values():
@@ -173,25 +174,25 @@ class Transfer:
         if "encoder.vit.norm.weight" in self.state and "encoder.vit.norm.weight" not in self.values:
             why = f"width {self.source_sizes.vit_width} in the file, {self.target_sizes.vit_width} here"
             self._whys.update({name: why for name in self.target if name.startswith("encoder.vit.")})
-            self.report.notes.append(f"WARNING: the ViT is left out, it starts from random weights: {why}")
+            self.report.notes.append(f"WARNING: the ViT is not loaded, it starts from random weights: {why}")
         elif self.source_sizes.n_stages != self.target_sizes.n_stages:
             self.report.notes.append(
-                f"the ViT goes from stage {self.source_sizes.n_stages - 1} of the file to stage "
+                f"the ViT of stage {self.source_sizes.n_stages - 1} in the file is loaded into stage "
                 f"{self.target_sizes.n_stages - 1}"
             )
 
     def _match_heads(self) -> None:
-        """Heads where the labels agree by name and the decoder level they read came along."""
+        """Matches heads by the names of their labels, if the decoder level that they read is loaded."""
         for name in (name for name in self.target if name.startswith(HEADS)):
             theirs, level = self.source_names[name], f"decoder.levels.{name.split('.')[2]}."
             if theirs is None or theirs not in self.state:
-                self._whys[name] = "heads belong to the labels; not in the file"
+                self._whys[name] = "heads are matched by label; not in the file"
                 continue
             value, target = self.state[theirs], self.target[name]
             heads, why = matching_heads(self.source_description, self.target_description, len(value), len(target))
             if value.shape[1:] != target.shape[1:] or not any(n.startswith(level) for n in self.values):
                 heads, why = {}, "their decoder level is not loaded"
-            self._whys[name] = f"heads belong to the labels; {why}"
+            self._whys[name] = f"heads are matched by label; {why}"
             if len(heads) == len(target) == len(value) and all(a == b for a, b in heads.items()):
                 self.values[name] = value
                 self._hows[name] = ""
@@ -226,6 +227,28 @@ class Transfer:
         theirs = self.source_names[name]
         return "" if theirs == name or theirs is None else f"from {group_of(theirs).rstrip('.')} of the file"
 
+    def _foreign_message(self) -> str:
+        message = (
+            f"{self.file} fills nothing of this network's encoder: it holds {_some(self.state)}, the network has "
+            f"{_some(self.target)}. "
+        )
+        about, command = self.source_description, "nnUNetv2_train DATASET"
+        if trainer := about.get("trainer"):
+            plans, configuration = about.get("plans", "PLANS"), about.get("configuration", "CONFIGURATION")
+            return message + (
+                f"It is a checkpoint of {trainer} on {about.get('dataset', 'another dataset')}, another architecture. "
+                f"To start from it, use the same trainer and plans: {command} {configuration} FOLD -tr {trainer} "
+                f"-p {plans} -pretrained_weights {self.file}"
+            )
+        if any(NNUNET_BLOCK in name for name in self.state):
+            return message + (
+                "It is one of nnU-Net's own networks. To start from it, use nnU-Net's trainer and the plans of that "
+                f"network: {command} CONFIGURATION FOLD -tr nnUNetTrainer -p PLANS -pretrained_weights {self.file}"
+            )
+        return message + (
+            "Give a checkpoint of HySparKPretrainTrainer or HySparKFinetuneTrainer, or a file of the HySparK release."
+        )
+
     def _width_message(self, wrong: list[str]) -> str:
         name, source, target = wrong[0], self.source_sizes, self.target_sizes
         theirs = self.source_names[name] or name
@@ -246,7 +269,7 @@ class Transfer:
 
 
 def preset_of(sizes: EncoderSizes) -> str | None:
-    """The preset that has these widths, if any."""
+    """The preset with these widths, if there is one."""
     widths = tuple(sizes.features_per_stage)
     return next((name for name, p in PRESETS.items() if p.features_per_stage[: len(widths)] == widths), None)
 
@@ -265,7 +288,7 @@ def differences(source: Mapping[str, Any], target: Mapping[str, Any]) -> list[st
 
 
 def _listed(value: Any) -> Any:
-    """Tuples as lists: earlier checkpoints hold tuples where JSON gives lists."""
+    """Tuples as lists: older checkpoints hold tuples, JSON gives lists."""
     return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 

@@ -1,6 +1,6 @@
-"""The command ``hyspark_nnunet checkpoint convert``: the same weights in another kind of file.
+"""The command ``hyspark_nnunet checkpoint convert``: writes weights to another file format.
 
-No value changes: a file that is written is read back and compared, bit by bit.
+Values do not change: the new file is read again and compared bit by bit.
 """
 
 import json
@@ -42,33 +42,33 @@ def convert_checkpoint(
     plans: str = "nnUNetPlans",
     fold: str = "all",
 ) -> int:
-    """Writes the weights of a file as another kind.
+    """Writes the weights of a file in another format.
 
     Args:
-        file: of ours or of the release.
+        file: of this package or of the release.
         out: new file.
-        kind: one of KINDS.
-        dataset: for "nnunet": number or name of the data set, which must be preprocessed.
-        configuration: of its plan.
-        plans: name of its plan.
-        fold: that the checkpoint says it is of.
+        kind: one of ``KINDS``.
+        dataset: for "nnunet": number or name of a preprocessed dataset.
+        configuration: of its plans.
+        plans: name of its plans.
+        fold: that the checkpoint names.
 
     Returns:
         exit status.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_weights``; the file holds no whole HySparK network, the weights do
-            not fit the data set as they are, or ``out`` exists.
+        FileNotFoundError, ValueError: see ``read_weights``; the file holds no complete encoder of HySparK, the weights
+            do not fit the dataset without adaptation, or ``out`` exists.
     """
     if Path(out).exists():
-        raise ValueError(f"{out} exists: choose another name, or remove it")
+        raise ValueError(f"{out} exists: choose another name or remove it")
     if kind == NNUNET and dataset is None:
-        raise ValueError("a checkpoint of nnU-Net belongs to a data set: name it with -d (and -c, -p)")
+        raise ValueError("a checkpoint of nnU-Net belongs to a dataset: name it with -d (and -c, -p)")
     weights = read_weights(file)
     form, sizes = own_form(weights.state), encoder_sizes(weights.state)
     if form is None or sizes is None:
         raise ValueError(
-            f"{file} holds no whole HySparK encoder ({weights.origin}): it has {', '.join(list(weights.state)[:3])}"
+            f"{file} holds no complete HySparK encoder ({weights.origin}): it has {', '.join(list(weights.state)[:3])}"
         )
     lines: list[str] = []
     left_out: list[str] = []
@@ -81,7 +81,7 @@ def convert_checkpoint(
     compared = _check_read_back(weights.state, out, left_out)
     for line in lines:
         print(line)
-    print(f"{out}: {compared} tensors, read back bit-equal.")
+    print(f"{out}: {compared} tensors written, read again and equal in every bit.")
     return 0
 
 
@@ -92,10 +92,10 @@ def _to_safetensors(weights: SourceWeights, out: str) -> None:
 
 
 def _to_release(weights: SourceWeights, sizes: EncoderSizes, out: str) -> tuple[list[str], list[str]]:
-    # the release's stored positions are those of its 96^3 patch, whatever the patch of our plan
+    # the release stores positions of its own 96^3 patch, whatever the patch size of our plan
     conversion = to_reference(weights.state)
     write_atomically(conversion.state, out)
-    lines = [f"left out, the release has no place for it: {name}" for name in conversion.dropped]
+    lines = [f"not written, because the release has no such tensor: {name}" for name in conversion.dropped]
     odd = []
     if sizes.n_stages != 5:
         odd.append(f"{sizes.n_stages} stages")
@@ -110,8 +110,8 @@ def _to_release(weights: SourceWeights, sizes: EncoderSizes, out: str) -> tuple[
         odd.append(f"widths {sizes.features_per_stage}")
     if odd:
         lines.append(
-            "WARNING: the release's own HySparK-B has five stages of 3x3x3 kernels of stride 2, one input channel; "
-            f"this network has {', '.join(odd)}, so the release must be configured alike to load it"
+            "WARNING: HySparK-B of the release has five stages of 3x3x3 kernels with stride 2, and one input channel. "
+            f"This network has {', '.join(odd)}: configure the release in the same way to load it"
         )
     return lines, conversion.dropped
 
@@ -136,31 +136,31 @@ def _to_nnunet(
     network_sizes: dict[str, Any] = {"preset": preset} if preset else {}
     if trainer == "HySparKPretrainTrainer":
         width = weights.state["decoder.levels.0.upsample.weight"].shape[0]
-        # the preset's own width stays unsaid, as in a recipe, so that --c needs no setting
+        # the default width is left out, as in a recipe, so that --c needs no setting
         if preset is None or width != decoder_width(sizes.n_stages, preset, None):
             network_sizes["decoder_width"] = width
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # what the file does not hold is the same in every conversion
+        torch.manual_seed(0)  # weights that the file does not hold are the same in every conversion
         target = network_of_dataset(dataset, configuration, plans, trainer, sizes=network_sizes)
-    lines, described = [], dict(weights.description)
+    lines, description = [], dict(weights.description)
     heads = [t for name, t in weights.state.items() if name.startswith("decoder.seg_layers.")]
     labels = target.description.get("labels", [])
-    if heads and "labels" not in described:
+    if heads and "labels" not in description:
         if len(heads[0]) != len(labels):
             raise ValueError(
                 f"{file} has {len(heads[0])} heads, but {target.description['dataset']} has {len(labels)} "
-                f"({', '.join(labels)}): to take the rest over, fine-tune with -pretrained_weights"
+                f"({', '.join(labels)}): to use the other weights, fine-tune with -pretrained_weights"
             )
-        lines.append(f"The file does not name its labels; they are taken to be {', '.join(labels)}.")
-        described.update(labels=labels, regions=target.description["regions"])
-    report = transfer_weights(target.network, weights.state, file, described, target.description)
+        lines.append(f"The file does not name its labels. They are assumed to be {', '.join(labels)}.")
+        description.update(labels=labels, regions=target.description["regions"])
+    report = transfer_weights(target.network, weights.state, file, description, target.description)
     changed = _differing(weights.state, target.network.state_dict())
     if changed:
         raise ValueError(
-            f"{file} does not fit {target.description['dataset']} as it is: {len(changed)} tensors would be adapted or "
-            f"left out, first {changed[0]}. To adapt them, train with -pretrained_weights.\n{report.table()}"
+            f"{file} does not fit {target.description['dataset']} without adaptation: {len(changed)} tensors would be "
+            f"adapted or left out, first {changed[0]}. To adapt them, train with -pretrained_weights.\n{report.table()}"
         )
-    # nnU-Net's default: training mirrors along all
+    # nnU-Net's default: mirroring along all axes
     every_axis = tuple(range(len(target.description["patch_size"])))
     dataset_json = without_files(target.dataset_json)
     optimizer = torch.optim.AdamW(
@@ -192,11 +192,11 @@ def _to_nnunet(
 
 
 def _place_beside(out: Path, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> list[str]:
-    """nnU-Net predicts with plans.json and dataset.json beside the folds: written where they are missing."""
+    """Writes plans.json and dataset.json, with which nnU-Net predicts, where they are missing."""
     if not out.absolute().parent.name.startswith("fold_"):
         return [
-            "To predict with it: put it into fold_all/ of a results folder, with this data set's plans.json and "
-            "dataset.json beside the fold (convert writes them where OUT lies in a folder fold_...)."
+            "To predict with it, put it into fold_all/ of a results folder that has this dataset's plans.json and "
+            "dataset.json. If OUT is in a folder fold_..., convert writes them."
         ]
     written = []
     for name, content in (("plans.json", plans), ("dataset.json", dataset_json)):
@@ -204,7 +204,7 @@ def _place_beside(out: Path, plans: Mapping[str, Any], dataset_json: Mapping[str
         if not beside.exists():
             with replacing(beside) as new:
                 new.write_text(json.dumps(content, indent=4), encoding="utf-8")
-            written.append(f"{beside}: written, nnU-Net predicts with it")
+            written.append(f"{beside}: written for nnU-Net's prediction")
     return written
 
 
@@ -212,12 +212,12 @@ def _check_read_back(state: Mapping[str, Tensor], out: str, left_out: list[str])
     kept = {name: tensor for name, tensor in state.items() if name not in left_out}
     differing = _differing(kept, read_weights(out).state)
     if differing:
-        raise RuntimeError(f"{out} does not read back as it was written, first {differing[0]}: do not use it")
+        raise RuntimeError(f"{out} differs from what was written, first in {differing[0]}: do not use it")
     return len(kept)
 
 
 def _differing(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors that are not there, or not bit-equal, in the other."""
+    """Names of tensors that the other state dict does not have, or has with other bits."""
     return [name for name, tensor in state.items() if name not in other or not _bit_equal(tensor, other[name])]
 
 

@@ -1,4 +1,4 @@
-"""The network that a trainer would build for a data set, from its preprocessed plans; nothing is written."""
+"""The network that a trainer would build for a preprocessed dataset."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ TRAINERS: dict[str, type[HySparKPretrainTrainer] | type[HySparKFinetuneTrainer]]
 
 
 class DatasetNetwork(NamedTuple):
-    """A network and what it was built from."""
+    """A network and its configuration."""
 
     network: nn.Module
     description: dict[str, Any]
@@ -39,37 +39,37 @@ def network_of_dataset(
     device: str = "cpu",
     sizes: dict[str, Any] | None = None,
 ) -> DatasetNetwork:
-    """Builds the network that ``trainer`` would train on a data set.
+    """Builds the network that ``trainer`` would train on a dataset; writes nothing.
 
     Args:
-        dataset: its number or name.
-        configuration: of the plan.
-        plans_name: of the plan.
+        dataset: number or name.
+        configuration: of the plans.
+        plans_name: name of the plans.
         trainer: name of one of our trainers.
         device: "meta" for shapes without values.
-        sizes: recipe fields to take instead of the recipe's, such as the preset.
+        sizes: fields that replace those of the recipe, such as the preset.
 
     Raises:
-        FileNotFoundError: the data set has no such plans.
-        ValueError: there is no such configuration, or the network cannot be built for it.
+        FileNotFoundError: the dataset has no such plans.
+        ValueError: the plans have no such configuration, or the network cannot be built for it.
     """
     folder = preprocessed_folder(dataset)
     plans_file = folder / f"{plans_name}.json"
     if not plans_file.is_file():
         raise FileNotFoundError(
-            f"{plans_file} is missing: run nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}, or name "
+            f"{plans_file} is missing: run nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}, or choose "
             "other plans (-p)"
         )
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     if configuration not in plans["configurations"]:
         raise ValueError(
-            f"the plans {plans_file} have no configuration {configuration}: they have "
-            f"{', '.join(plans['configurations'])}"
+            f"{plans_file} has no configuration {configuration}: choose one of "
+            f"{', '.join(plans['configurations'])} (-c)"
         )
     trainer_class = TRAINERS[trainer]
     section = copy.deepcopy(PlansManager(plans).get_configuration(configuration).configuration.get("hyspark") or {})
-    # sizes of the caller win over those of the plan; the environment is that of a training, and wins over both
+    # given sizes replace those of the plan, and of the environment, which otherwise counts as in a training
     if sizes:
         section[trainer_class.recipe_class.kind] = {**section.get(trainer_class.recipe_class.kind, {}), **sizes}
     recipe = resolve_recipe(trainer_class.recipe_class, section, **({"environment": {}} if sizes else {}))

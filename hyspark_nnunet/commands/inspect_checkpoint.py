@@ -1,7 +1,6 @@
-"""The command ``hyspark_nnunet checkpoint inspect``: what a file is, and whether it fits a data set."""
+"""The command ``hyspark_nnunet checkpoint inspect``: describes a file and checks whether it fits a dataset."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +11,14 @@ from hyspark_nnunet.checkpoints.hub import local_file
 from hyspark_nnunet.checkpoints.reference import own_form
 from hyspark_nnunet.checkpoints.report import part_of
 from hyspark_nnunet.checkpoints.sizes import encoder_sizes
-from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights
-from hyspark_nnunet.checkpoints.transfer import ALLOW_PARTIAL, MIN_ENCODER_SHARE, Transfer, preset_of
+from hyspark_nnunet.checkpoints.storage import SourceWeights, description_by_nnunet, read_weights
+from hyspark_nnunet.checkpoints.transfer import (
+    ALLOW_PARTIAL,
+    MIN_ENCODER_SHARE,
+    Transfer,
+    partial_is_allowed,
+    preset_of,
+)
 
 
 def inspect_checkpoint(
@@ -23,10 +28,10 @@ def inspect_checkpoint(
     plans: str = "nnUNetPlans",
     trainer: str = "HySparKFinetuneTrainer",
 ) -> int:
-    """Prints what a file holds and, with a data set, what ``-pretrained_weights`` would do there.
+    """Prints what a file holds and, with a dataset, what ``-pretrained_weights`` would do with it.
 
     Returns:
-        exit status: 1 where it does not fit the data set.
+        exit status: 1 if the file does not fit the dataset.
 
     Raises:
         FileNotFoundError, ValueError: see ``read_weights`` and ``network_of_dataset``.
@@ -54,41 +59,45 @@ def inspect_checkpoint(
         print(f"\nDoes not fit {place}: {error}")
         return 1
     print(f"\nOn {place}:\n{report.table()}")
-    if report.encoder_share < MIN_ENCODER_SHARE and os.environ.get(ALLOW_PARTIAL) != "1":
-        print(
-            f"Does not fit: less than {MIN_ENCODER_SHARE:.0%} of the encoder; set {ALLOW_PARTIAL}=1 to load it all "
-            "the same."
-        )
-        return 1
-    print("Fits.")
-    return 0
+    if report.encoder_share >= MIN_ENCODER_SHARE:
+        print("Fits.")
+        return 0
+    if partial_is_allowed():
+        print(f"Fits in part: {report.encoder_share:.1%} of the encoder, which {ALLOW_PARTIAL}=1 allows.")
+        return 0
+    print(
+        f"Does not fit: less than {MIN_ENCODER_SHARE:.0%} of the encoder. Set {ALLOW_PARTIAL}=1 to load the matching "
+        "part."
+    )
+    return 1
 
 
 def describe_file(weights: SourceWeights) -> str:
-    """What a file is: a line per fact, then its sizes and its recipe."""
-    rest, described = weights.rest, weights.description
+    """Describes a file: a line per fact, its sizes and its recipe."""
+    rest, description = weights.rest, weights.description
     form, sizes = own_form(weights.state), encoder_sizes(weights.state)
     what = weights.origin if form is None or "release" in weights.origin else f"{weights.origin}, {form}"
-    rows = [("what", what.replace("_", " ")), ("data set", _origin_of_training(rest, described))]
-    if (epoch := rest.get("current_epoch")) is not None:
+    rows = [("source", what.replace("_", " ")), ("trained on", _training_data(rest, description))]
+    epoch = rest.get("current_epoch", rest.get("epoch"))
+    if epoch is not None:
         rows.append(("epoch", f"{epoch}"))
     if sizes is not None:
-        named = described.get("channel_names")
+        named = description.get("channel_names")
         names = f": {', '.join(map(str, named.values()))}" if isinstance(named, Mapping) else ""
         rows += [
             ("input channels", f"{sizes.input_channels}{names}"),
-            ("preset", described.get("preset") or preset_of(sizes) or "none of ours"),
+            ("preset", description.get("preset") or preset_of(sizes) or "none of S, B, L"),
             ("stages", f"{sizes.n_stages} of widths {', '.join(map(str, sizes.features_per_stage))}"),
             ("blocks", f"{', '.join(map(str, sizes.n_blocks_per_stage))}; {sizes.vit_n_blocks} transformer blocks"),
             ("kernels", ", ".join("x".join(map(str, kernel)) for kernel in sizes.kernel_sizes)),
         ]
     rows += [
-        (key.replace("_", " "), json.dumps(described[key])) for key in ("strides", "patch_size") if key in described
+        (key.replace("_", " "), json.dumps(description[key])) for key in ("strides", "patch_size") if key in description
     ]
-    if described.get("labels"):
-        rows.append(("regions" if described.get("regions") else "labels", ", ".join(described["labels"])))
+    if description.get("labels"):
+        rows.append(("regions" if description.get("regions") else "labels", ", ".join(description["labels"])))
     if weights.dropped:
-        rows.append(("not used by us", f"{len(weights.dropped)} tensors of the release"))
+        rows.append(("not used", f"{len(weights.dropped)} tensors of the release"))
     text = [f"{name:<16}{value}" for name, value in rows if value]
     text += ["", f"{'part':<24}{'tensors':>8}{'parameters':>14}", *_sizes_of_parts(weights.state)]
     recipe = rest.get("recipe")
@@ -98,18 +107,15 @@ def describe_file(weights: SourceWeights) -> str:
     return "\n".join(text)
 
 
-def _origin_of_training(rest: Mapping[str, Any], described: Mapping[str, Any]) -> str:
+def _training_data(rest: Mapping[str, Any], description: Mapping[str, Any]) -> str:
+    """Dataset, configuration, plans and fold, as far as the file names them."""
+    known = {**description_by_nnunet(rest), **description}
     arguments = rest.get("init_args")
-    arguments = arguments if isinstance(arguments, Mapping) else {}
-    plans = arguments.get("plans")
-    plans = plans if isinstance(plans, Mapping) else {}
-    known = {
-        "": described.get("dataset") or plans.get("dataset_name"),
-        "configuration ": described.get("configuration") or arguments.get("configuration"),
-        "plans ": described.get("plans") or plans.get("plans_name"),
-        "fold ": arguments.get("fold"),
-    }
-    return ", ".join(f"{word}{value}" for word, value in known.items() if value is not None) or "not in the file"
+    if isinstance(arguments, Mapping):
+        known["fold"] = arguments.get("fold")
+    words = {"dataset": "", "configuration": "configuration ", "plans": "plans ", "fold": "fold "}
+    named = [f"{word}{known[key]}" for key, word in words.items() if known.get(key) is not None]
+    return ", ".join(named) or "not in the file"
 
 
 def _sizes_of_parts(state: Mapping[str, Tensor]) -> list[str]:

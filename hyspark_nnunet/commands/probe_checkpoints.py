@@ -1,4 +1,4 @@
-"""The command ``hyspark_nnunet checkpoint probe``: what a linear head makes of encoders, without fine-tuning them."""
+"""The command ``hyspark_nnunet checkpoint probe``: linear-probe Dice of encoders."""
 
 from collections.abc import Iterator, Sequence
 
@@ -23,22 +23,22 @@ def probe_checkpoints(
     n_cases: int,
     device: str = "cpu",
 ) -> int:
-    """Prints the Dice of the probe for random weights and for each file, as soon as it is known.
+    """Prints the linear-probe Dice of random weights and of each file.
 
     Args:
-        files: checkpoints that ``-pretrained_weights`` takes.
-        dataset: number or name of a labelled, preprocessed data set.
+        files: checkpoints for ``-pretrained_weights``.
+        dataset: number or name of a labelled, preprocessed dataset.
         configuration: of its plans.
-        plans: name of them.
-        n_cases: to fit to; as many others score.
+        plans: name of its plans.
+        n_cases: cases to fit the linear head to; the same number of others is scored.
         device: where the encoders run.
 
     Returns:
         exit status.
 
     Raises:
-        FileNotFoundError, ValueError: of ``network_of_dataset``, ``read_weights`` and ``transfer_weights``; or there is
-            nothing to score on.
+        FileNotFoundError, ValueError: see ``network_of_dataset``, ``read_weights``, ``transfer_weights`` and
+            ``probe_of``.
     """
     torch.manual_seed(SEED)
     target = network_of_dataset(dataset, configuration, plans, "HySparKFinetuneTrainer", device)
@@ -51,21 +51,21 @@ def probe_checkpoints(
 
 
 def probe_of(target: DatasetNetwork, configuration: str, n_cases: int) -> LinearProbe:
-    """The probe on the cases of a data set.
+    """The linear probe on the cases of a dataset.
 
     Raises:
-        FileNotFoundError: it is not preprocessed.
-        ValueError: it has no labels, or a single case.
+        FileNotFoundError: the dataset is not preprocessed.
+        ValueError: it has no labels or only one case.
     """
     manager = PlansManager(target.plans)
     settings = manager.get_configuration(configuration)
     cases = preprocessed_cases(manager, configuration, target.dataset_json)
     fit, score = divided(cases.training, cases.held_out, n_cases)
     if not score:
-        raise ValueError(f"{manager.dataset_name} has {len(fit)} preprocessed cases: the probe needs two or more")
+        raise ValueError(f"{manager.dataset_name} has {len(fit)} preprocessed cases, but the probe needs at least 2")
     patch_size = settings.patch_size
     to_fit, to_score = ([cases.loader(key, patch_size) for key in part] for part in (fit, score))
-    # as nnU-Net's trainers mirror
+    # the mirroring of nnU-Net's trainers
     axes = range(len(patch_size))
     return LinearProbe.drawn_from(to_fit, to_score, patch_size, cases.label_manager.ignore_label, axes)
 
@@ -73,7 +73,7 @@ def probe_of(target: DatasetNetwork, configuration: str, n_cases: int) -> Linear
 def scores(
     target: DatasetNetwork, probe: LinearProbe, files: Sequence[str], device: torch.device
 ) -> Iterator[tuple[str, ProbeScore]]:
-    """The probe of the network as it is, with its random weights, and with those of each file."""
+    """Probe scores of the network's random weights, then of each file."""
     random_weights = {name: tensor.clone() for name, tensor in target.network.state_dict().items()}
     network = target.network.eval()
     yield RANDOM, probe.score(network.encoder, device)

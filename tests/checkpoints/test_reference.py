@@ -70,7 +70,9 @@ def test_heads_of_deep_supervision_are_reported() -> None:
 
 
 def test_other_networks_are_refused() -> None:
-    with pytest.raises(ValueError, match="not a state dict of the HySparK release: it has no stem.*conv.weight"):
+    with pytest.raises(
+        ValueError, match="not a state dict of the HySparK release, because it has no stem.*conv.weight"
+    ):
         from_reference({"conv.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="not a state dict of a HySparK network"):
         to_reference({"conv.weight": torch.zeros(1)})
@@ -78,5 +80,5 @@ def test_other_networks_are_refused() -> None:
 
 def test_unknown_names_are_refused() -> None:
     state = {"embeddings.stem.weight": torch.zeros(1), "embeddings.layer1.0.conv1.weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match="1 names are not known from the HySparK release: embeddings.new"):
+    with pytest.raises(ValueError, match="1 names are unknown in the HySparK release: embeddings.new"):
         from_reference(state | {"embeddings.new": torch.zeros(1)})

@@ -77,8 +77,8 @@ def test_all_of_the_encoder_is_loaded(form: str, plans: PlansManager, tmp_path: 
     report = transfer_weights(network, weights.state, "hyspark_b.pth", weights.description)
     assert report.encoder_share > 0.99
     assert {e.why for e in report.entries if e.part == "heads"} <= {
-        "heads belong to the labels; the file does not name its labels",
-        "heads belong to the labels; not in the file",
+        "heads are matched by label; the file does not name its labels",
+        "heads are matched by label; not in the file",
     }
     ours = network.state_dict()
     assert torch.equal(ours["encoder.stem.weight"], state[next(n for n in state if n.endswith("stem.weight"))])

@@ -1,13 +1,23 @@
 """Reading and writing checkpoint files."""
 
+import argparse
+import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically, write_safetensors
+from hyspark_nnunet.checkpoints.storage import (
+    plain,
+    read_checkpoint,
+    read_weights,
+    write_atomically,
+    write_safetensors,
+)
 
 
 class RunsOnLoad:
@@ -68,14 +78,15 @@ def test_truncated_checkpoint(tmp_path: Path) -> None:
 
 def test_a_file_that_would_run_code_runs_nothing(tmp_path: Path) -> None:
     torch.save({"network_weights": RunsOnLoad(str(tmp_path / "ran"))}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="evil.pth is refused: .*only running its code"):
+    with pytest.raises(ValueError, match="evil.pth is refused: it holds posix.mkdir. .*save only the tensors"):
         read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_without_weights(tmp_path: Path) -> None:
-    torch.save({"epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="holds no network weights: .*found epoch"):
+    content = {"epoch": 3, **dict.fromkeys("abcdef", 1), "optimizer": {"state": {0: torch.ones(1)}}}
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="holds no network weights: .* the keys epoch, a, b, c, d, e, f, optimizer"):
         read_weights(tmp_path / "other.pth")
 
 
@@ -85,24 +96,41 @@ def test_something_else_than_a_dictionary(tmp_path: Path) -> None:
         read_weights(tmp_path / "tensor.pth")
 
 
-@pytest.mark.parametrize("key", ["network_weights", "state_dict", "model", None])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-def test_wrappers_are_taken_off(tmp_path: Path, key: str | None, prefix: str) -> None:
-    state = {f"{prefix}encoder.stem.weight": torch.ones(2)}
-    torch.save(state if key is None else {key: state, "epoch": 1}, tmp_path / "weights.pth")
-    weights = read_weights(tmp_path / "weights.pth")
-    assert list(weights.state) == ["encoder.stem.weight"]
-    assert torch.equal(weights.state["encoder.stem.weight"], torch.ones(2))
+class TestPlainDataOfOthers:
+    """nnU-Net logs numbers of NumPy; many scripts save their options and paths."""
 
+    CONTENT = {
+        "epoch": np.int64(3),
+        "loss": [np.float64(0.5), np.float32(1.5)],
+        "shape": np.arange(3),
+        "args": argparse.Namespace(lr=0.1, out=Path("here")),
+    }
 
-def test_wrappers_in_the_middle_of_names(tmp_path: Path) -> None:
-    """A part of a network was compiled or wrapped on its own."""
-    names = [
-        "module.encoder._orig_mod.stem.weight",
-        "encoder._fsdp_wrapped_module._checkpoint_wrapped_module.stem.bias",
-    ]
-    torch.save({"model": {"state_dict": {name: torch.ones(2) for name in names}}, "epoch": 1}, tmp_path / "weights.pth")
-    assert list(read_weights(tmp_path / "weights.pth").state) == ["encoder.stem.weight", "encoder.stem.bias"]
+    @pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+    def test_is_read(self, tmp_path: Path, module: bytes) -> None:
+        path = tmp_path / "other.pth"
+        # one stream of bytes, in which the name can be replaced by that of the other version of NumPy
+        torch.save(self.CONTENT, path, _use_new_zipfile_serialization=False)
+        written = re.sub(rb"numpy\._?core\.multiarray", module, path.read_bytes())
+        path.write_bytes(written)
+        read = read_checkpoint(path)
+        assert module in written and plain(read["shape"]) == [0, 1, 2]
+        assert (read["epoch"], read["loss"]) == (3, [0.5, 1.5])
+        assert read["args"].lr == 0.1 and str(read["args"].out) == "here"
+
+    @pytest.mark.parametrize("kind", ["PosixPath", "WindowsPath"])
+    def test_paths_of_any_system(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "other.pth"
+        torch.save({"out": Path("here")}, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(re.sub(rb"(Posix|Windows)Path", kind.encode(), path.read_bytes()))
+        assert plain(read_checkpoint(path)) == {"out": "here"}
+
+    @pytest.mark.parametrize("content", [torch.nn.Linear(1, 1), {"state_dict": {}, "log": logging.getLogger("x")}])
+    def test_objects_are_named(self, tmp_path: Path, content: object) -> None:
+        torch.save(content, tmp_path / "other.pth")
+        name = "torch.nn.modules.linear.Linear" if isinstance(content, torch.nn.Module) else "logging.getLogger"
+        with pytest.raises(ValueError, match=f"other.pth is refused: it holds {name}. .*save only the tensors"):
+            read_weights(tmp_path / "other.pth")
 
 
 class TestSafetensors:
@@ -117,6 +145,15 @@ class TestSafetensors:
         assert all(torch.equal(weights.state[n], t) and weights.state[n].dtype == t.dtype for n, t in state.items())
         assert weights.description == {"preset": "S"} and weights.origin == "Trainer"
         assert weights.rest == self.ABOUT
+
+    def test_metadata_of_other_programs(self, tmp_path: Path) -> None:
+        """Text that is no JSON, values of other types, or no metadata at all: the weights are intact."""
+        state, path = {"encoder.stem.weight": torch.ones(2)}, tmp_path / "w.safetensors"
+        for metadata in (None, {"format": "pt"}, {"trainer_name": "Other", "recipe": "lr 0.1", "hyspark": "{"}):
+            safetensors.torch.save_file(state, path, metadata=metadata)
+            weights = read_weights(path)
+            assert torch.equal(weights.state["encoder.stem.weight"], torch.ones(2)) and weights.description == {}
+        assert weights.origin == "Other; the description of the network in its metadata is not readable"
 
     def test_is_known_by_its_content(self, tmp_path: Path) -> None:
         write_safetensors({"w": torch.ones(2)}, {}, tmp_path / "named_otherwise.pth")

@@ -60,13 +60,13 @@ def test_a_fine_tuned_network_brings_its_decoder_but_not_its_heads(network) -> N
         expected = before[name] if "seg_layers" in name else source.state_dict()[name]
         assert torch.equal(tensor, expected), name
     heads = {(entry.fate, entry.why) for entry in report.entries if "seg_layers" in entry.name}
-    why = "heads belong to the labels; the file does not name its labels"
+    why = "heads are matched by label; the file does not name its labels"
     assert heads == {("random", why), ("unused", why)}
 
 
 def test_no_shared_name(network) -> None:
     with pytest.raises(
-        ValueError, match="file.pth shares no weight with this network: it holds conv.weight, the network"
+        ValueError, match="file.pth fills nothing of this network's encoder: it holds conv.weight, the network has"
     ):
         transfer_weights(network, {"conv.weight": torch.zeros(3)}, "file.pth")
 
@@ -168,7 +168,7 @@ def test_the_vit_goes_to_the_stage_where_it_fits(monkeypatch: pytest.MonkeyPatch
             assert torch.equal(tensor, before[name])
         elif name.startswith("encoder."):
             assert torch.equal(tensor, theirs[name]), name
-    assert "the ViT goes from stage 3 of the file to stage 2" in report.notes
+    assert "the ViT of stage 3 in the file is loaded into stage 2" in report.notes
     whys = {e.why for e in report.entries if e.name.startswith("encoder.stages.2.")}
     assert "from encoder.stages.3.blocks.0 of the file" in whys
     # of the decoder, the level between stages 0 and 1 is common
@@ -184,7 +184,7 @@ def test_more_stages_than_the_file_has(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = source.state_dict(), network.state_dict()
     # of the file's bottleneck, the block fits the stage as well as it did there; the ViT does not
     assert torch.equal(ours["encoder.stages.2.blocks.0.conv.weight"], theirs["encoder.stages.2.blocks.0.conv.weight"])
-    assert fates(report)["ViT"] == {"random"} and "WARNING: the ViT is left out" in report.table()
+    assert fates(report)["ViT"] == {"random"} and "WARNING: the ViT is not loaded" in report.table()
     assert "width 8 in the file, 12 here" in report.table()
     # levels, tokens and projections count from full resolution
     assert torch.equal(ours["decoder.levels.2.refine.0.weight"], theirs["decoder.levels.1.refine.0.weight"])
@@ -273,7 +273,7 @@ def test_heads_come_label_by_label(network) -> None:
         share = tensor.numel() // 3
         assert entries == [
             ("adapted", 2 * share, "by label: background, b"),
-            ("random", share, "heads belong to the labels; labels not in the file: c"),
+            ("random", share, "heads are matched by label; labels not in the file: c"),
         ]
 
 

@@ -4,16 +4,18 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
 from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.checkpoints.reference import reference_form, to_reference
 from hyspark_nnunet.checkpoints.storage import read_checkpoint, read_weights, write_atomically
 from hyspark_nnunet.cli import main
 from hyspark_nnunet.commands.dataset_network import TRAINERS, network_of_dataset
-from tests.training.test_trainers import CUBIC, DATASET, DATASET_JSON, make_plans
+from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
 
 FINETUNER, PRETRAINER = "HySparKFinetuneTrainer", "HySparKPretrainTrainer"
 TARGET = ("-d", "7", "-c", "3d_fullres", "-p", "nnUNetPlans")
@@ -55,6 +57,25 @@ def write_checkpoint(trainer: str, path: Path) -> Path:
     return path
 
 
+def write_stock_checkpoint(path: Path) -> Path:
+    """A checkpoint as nnU-Net's own trainer writes it, with numbers of NumPy."""
+    network = PlainConvUNet(1, 2, (4, 6), torch.nn.Conv3d, 3, (1, 2), 1, 2, 1, deep_supervision=True)
+    plans = make_plans([16, 16, 16], CUBIC)
+    content = {
+        "network_weights": network.state_dict(),
+        "optimizer_state": torch.optim.SGD(network.parameters(), 0.01, momentum=0.99).state_dict(),
+        "grad_scaler_state": None,
+        "logging": {"mean_fg_dice": [np.float64(0.5)], "train_losses": [np.float32(-0.5)]},
+        "_best_ema": np.float64(0.5),
+        "current_epoch": 5,
+        "init_args": {"plans": plans, "configuration": "3d_fullres", "fold": 0, "dataset_json": DATASET_JSON},
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
+    torch.save(content, path)
+    return path
+
+
 def weights_equal(one: dict, other: dict) -> bool:
     return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -92,14 +113,14 @@ class TestInspect:
         (preprocessed / "three.json").write_text(json.dumps(plans))
         assert main(["checkpoint", "inspect", str(file), "-d", DATASET, "-p", "three"]) == 1
         printed = capsys.readouterr().out
-        assert "WARNING: the ViT is left out" in printed and "HYSPARK_ALLOW_PARTIAL=1" in printed
+        assert "WARNING: the ViT is not loaded" in printed and "HYSPARK_ALLOW_PARTIAL=1" in printed
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("-d", "8"), "no data set in .* is called Dataset008_.*plan and preprocess"),
+            (("-d", "8"), "no data ?set in .* is called Dataset008_.*plan and preprocess"),
             (("-d", "7", "-p", "other"), "other.json is missing: run nnUNetv2_plan_and_preprocess -d 7"),
-            (("-d", "7", "-c", "3d_lowres"), "have no configuration 3d_lowres: they have 3d_fullres"),
+            (("-d", "7", "-c", "3d_lowres"), "has no configuration 3d_lowres: choose one of 3d_fullres"),
         ],
     )
     def test_data_sets_that_are_not_there(self, checkpoint: Path, arguments, message: str, capsys) -> None:
@@ -110,7 +131,29 @@ class TestInspect:
         torch.save(to_reference(read_weights(checkpoint).state).state, tmp_path / "release.pth")
         assert main(["checkpoint", "inspect", str(tmp_path / "release.pth")]) == 0
         printed = capsys.readouterr().out
-        assert "HySparK release" in printed and re.search(r"^data set +not in the file$", printed, re.MULTILINE)
+        assert "HySparK release" in printed and re.search(r"^trained on +not in the file$", printed, re.MULTILINE)
+
+    @pytest.mark.parametrize("allowed", ["0", "1"])
+    def test_a_stock_nnunet_checkpoint_never_fits(self, tmp_path: Path, capsys, monkeypatch, allowed: str) -> None:
+        monkeypatch.setenv("HYSPARK_ALLOW_PARTIAL", allowed)
+        file = write_stock_checkpoint(tmp_path / "stock.pth")
+        assert main(["checkpoint", "inspect", str(file), *TARGET]) == 1
+        printed = capsys.readouterr().out
+        assert f"{DATASET}, configuration 3d_fullres, plans nnUNetPlans, fold 0" in printed and "Fits" not in printed
+        assert "fills nothing of this network's encoder: it holds encoder.stages.0.0.convs.0.conv.weight" in printed
+        command = f"nnUNetv2_train DATASET 3d_fullres FOLD -tr nnUNetTrainer -p nnUNetPlans -pretrained_weights {file}"
+        assert f"It is a checkpoint of nnUNetTrainer on {DATASET}" in printed and command in printed
+        # and its weights alone
+        torch.save({"state_dict": read_weights(file).state}, file)
+        assert main(["checkpoint", "inspect", str(file), *TARGET]) == 1
+        assert "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainer -p PLANS" in capsys.readouterr().out
+
+    def test_a_part_that_is_allowed(self, checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+        monkeypatch.setenv("HYSPARK_ALLOW_PARTIAL", "1")
+        state = {name: t for name, t in read_weights(checkpoint).state.items() if "encoder.vit" not in name}
+        torch.save(state, tmp_path / "part.pth")
+        assert main(["checkpoint", "inspect", str(tmp_path / "part.pth"), *TARGET]) == 0
+        assert re.search(r"Fits in part: \d+\.\d% of the encoder", capsys.readouterr().out)
 
     def test_files_that_are_none(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert main(["checkpoint", "inspect", str(tmp_path / "nowhere.pth")]) == 1
@@ -199,7 +242,7 @@ class TestConvert:
         coarse = re.compile(r"decoder\.seg_layers\.[01]\.")
         assert all(torch.equal(made[name], tensor) for name, tensor in source.items() if not coarse.match(name))
         printed = capsys.readouterr().out
-        assert ("they are taken to be background, organ" in printed) == any("seg_layers" in name for name in source)
+        assert ("They are assumed to be background, organ" in printed) == any("seg_layers" in name for name in source)
 
     def test_what_would_have_to_be_adapted_is_refused(self, checkpoint: Path, preprocessed: Path, capsys) -> None:
         content = DATASET_JSON | {"channel_names": {"0": "T1", "1": "T2"}}
@@ -225,9 +268,9 @@ class TestConvert:
 
     def test_a_data_set_is_needed_for_nnunet(self, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
         assert self.convert(checkpoint, checkpoint.with_name("out.pth"), "nnunet") == 1
-        assert "belongs to a data set: name it with -d" in capsys.readouterr().err
+        assert "belongs to a dataset: name it with -d" in capsys.readouterr().err
 
     def test_other_networks_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, tmp_path / "other.pth")
         assert self.convert(tmp_path / "other.pth", tmp_path / "out.pth", "safetensors") == 1
-        assert "holds no whole HySparK encoder" in capsys.readouterr().err
+        assert "holds no complete HySparK encoder" in capsys.readouterr().err
