@@ -120,8 +120,8 @@ def read_weights(path: str | Path) -> SourceWeights:
     """Reads network weights from a file of this package, of nnU-Net or of the HySparK release.
 
     Args:
-        path: of a ``.pth`` or ``.safetensors`` file, or its address on the Hugging Face hub (see ``hub``); the weights at
-            the top level or under any key, with or without prefixes, see ``state_dicts``.
+        path: of a ``.pth`` or ``.safetensors`` file, or its address on the Hugging Face hub (see ``hub``); the weights
+            at the top level or under any key, with or without prefixes, see ``state_dicts``.
 
     Raises:
         FileNotFoundError: there is no such file.
