@@ -273,16 +273,3 @@ def test_unusable_pretrained_weights(project: Project, tmp_path: Path, content: 
     printed = project.train(6, "0", FINETUNER, "-pretrained_weights", str(file), ok=False, nnUNet_results=str(results))
     assert message in printed
     assert not list(results.rglob("checkpoint_*.pth"))
-
-
-@pytest.mark.parametrize("planned", [False, True])
-def test_a_data_set_that_is_not_preprocessed(project: Project, tmp_path: Path, planned: bool) -> None:
-    preprocessed = tmp_path / "nnUNet_preprocessed"
-    (preprocessed / UNLABELLED).mkdir(parents=True)
-    if planned:
-        for name in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json"):
-            shutil.copy(project.preprocessed / UNLABELLED / name, preprocessed / UNLABELLED)
-    folders = {"nnUNet_preprocessed": str(preprocessed), "nnUNet_results": str(tmp_path / "results")}
-    printed = project.train(60, "all", PRETRAINER, ok=False, **folders)
-    assert f"{UNLABELLED} is not preprocessed" in printed
-    assert ("Run: nnUNetv2_preprocess -d 60" if planned else "Run: nnUNetv2_plan_and_preprocess -d 60") in printed
