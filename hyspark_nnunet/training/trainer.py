@@ -30,6 +30,7 @@ from hyspark_nnunet.training.data.fold_cases import (
     SPLITS,
     check_can_be_split,
     check_fold,
+    check_fold_is_preprocessed,
     listed_cases,
     missing_cases,
     raw_folder_of,
@@ -271,7 +272,9 @@ class RecipeTrainer(DistributedTraining):
         if self.fold != "all" and not splits_file.is_file():
             check_can_be_split(preprocessed, splits_file)
         training, validation = super().do_split()
-        check_fold(self.fold, training, validation, preprocessed, splits_file)
+        check_fold(self.fold, training, validation, splits_file)
+        if not self.checkpoints.is_ours:  # a training that has begun names them and goes on
+            check_fold_is_preprocessed(self.fold, [*training, *validation], preprocessed, splits_file)
         return training, validation
 
     def _preprocessed_cases(self) -> list[str]:

@@ -55,17 +55,11 @@ def check_can_be_split(cases: Collection[str], splits_file: Path) -> None:
     raise ValueError(message)
 
 
-def check_fold(
-    fold: int | str,
-    training: Sequence[str],
-    validation: Sequence[str],
-    preprocessed: Collection[str],
-    splits_file: Path,
-) -> None:
+def check_fold(fold: int | str, training: Sequence[str], validation: Sequence[str], splits_file: Path) -> None:
     """Refuses a fold that cannot be trained.
 
     Raises:
-        ValueError: it has no training or no validation cases, or cases that are not preprocessed.
+        ValueError: it has no training or no validation cases.
     """
     for kind, cases in (("train", training), ("val", validation)):
         if not len(cases):
@@ -73,7 +67,17 @@ def check_fold(
                 f'fold {fold} has no cases under "{kind}" in {splits_file}: add some, or train on fold all, which '
                 "validates on the training cases"
             )
-    missing = sorted({*map(str, training), *map(str, validation)} - set(preprocessed))
+
+
+def check_fold_is_preprocessed(
+    fold: int | str, cases: Sequence[str], preprocessed: Collection[str], splits_file: Path
+) -> None:
+    """Compares the cases of a fold with the preprocessed ones.
+
+    Raises:
+        ValueError: some are not preprocessed; names them.
+    """
+    missing = sorted(set(map(str, cases)) - set(preprocessed))
     if missing:
         raise ValueError(
             f"cases of fold {fold} in {splits_file} are not preprocessed ({len(missing)}): {_some(missing)}. "

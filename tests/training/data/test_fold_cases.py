@@ -68,6 +68,13 @@ def test_a_split_that_cannot_be_trained(folders: Path, fold: dict, message: str)
         trainer_on(folders, SIX, [fold]).do_split()
 
 
+def test_a_case_that_is_lost_does_not_end_a_training_that_has_begun(folders: Path) -> None:
+    """Its loaders name the case and draw others."""
+    trainer = trainer_on(folders, SIX[:5], [{"train": SIX[:4], "val": SIX[4:]}])
+    trainer.checkpoints.adopt()
+    assert trainer.do_split() == (SIX[:4], SIX[4:])
+
+
 def test_a_data_set_that_is_preprocessed_in_part(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused before nnU-Net divides the rest; with a split or fold all a warning names what is missing."""
     trainer = trainer_on(folders, SIX[:1])
