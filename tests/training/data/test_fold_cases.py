@@ -70,7 +70,9 @@ def test_a_split_that_cannot_be_trained(folders: Path, fold: dict, message: str)
 
 def test_a_case_that_is_lost_does_not_end_a_training_that_has_begun(folders: Path) -> None:
     """Its loaders name the case and draw others."""
-    trainer = trainer_on(folders, SIX[:5], [{"train": SIX[:4], "val": SIX[4:]}])
+    trainer = trainer_on(folders, SIX[1:], [{"train": SIX[:4], "val": SIX[4:]}])
+    with pytest.raises(ValueError, match="not preprocessed .1.: liver_0"):
+        trainer.do_split()
     trainer.checkpoints.adopt()
     assert trainer.do_split() == (SIX[:4], SIX[4:])
 
