@@ -20,14 +20,17 @@ FILE_HELP = ".pth or .safetensors, of ours or of the HySparK release; or hf://OR
 def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
-        help="check the installation and say how to mend it",
-        description="Checks the installation, one line each, with what to do about every FAIL. Exit status 1 if any.",
+        help="check the installation",
+        description="Checks the installation and prints a line for each check. A FAIL is followed by the command that "
+        "fixes it. Exit status 1 if a check fails.",
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda", "mps"), help="where the networks are tried (default: cuda, mps or cpu)"
+        "--device",
+        choices=("cpu", "cuda", "mps"),
+        help="device for the test of the networks (default: cuda, mps or cpu)",
     )
-    parser.add_argument("--only", nargs="+", metavar="CHECK", help="only these checks; the lines begin with the names")
-    parser.add_argument("--mend", action="store_true", help="reinstall a torchvision that does not fit torch, by pip")
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run only these checks, by the names in the output")
+    parser.add_argument("--mend", action="store_true", help="reinstall torchvision with pip if it does not match torch")
     parser.set_defaults(run=_run_doctor)
 
 
@@ -40,55 +43,54 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
 def _add_checkpoint(commands: Any) -> None:
     parser = commands.add_parser(
         "checkpoint",
-        help="say what a checkpoint is and whether it fits a data set; convert it",
-        description="Says what a checkpoint is and whether it fits a data set, and converts it. Nothing in a file is "
-        "executed.",
+        help="inspect, convert and compare checkpoints",
+        description="Inspects, converts and compares checkpoints. No code in a file is executed.",
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION", title="actions")
     inspect = actions.add_parser(
         "inspect",
-        help="what a file is, and whether it fits a data set",
-        description="Prints what a file is, its sizes and recipe; with -d also what -pretrained_weights would do on "
-        "that data set. Exit status 1 where the file is refused or does not fit.",
+        help="describe a file and check whether it fits a dataset",
+        description="Prints the origin, sizes and recipe of a file; with -d also what -pretrained_weights would load "
+        "on that dataset. Exit status 1 if the file is refused or does not fit.",
     )
     inspect.add_argument("file", metavar="FILE", help=FILE_HELP)
-    _add_target(inspect, "data set (number or name) that the file is to fit")
+    _add_target(inspect, "dataset (number or name) to check the file for")
     inspect.add_argument(
         "-tr",
         dest="trainer",
         default="HySparKFinetuneTrainer",
         choices=("HySparKFinetuneTrainer", "HySparKPretrainTrainer"),
-        help="trainer that would start from it (default: %(default)s)",
+        help="trainer to check the file for (default: %(default)s)",
     )
     inspect.set_defaults(run=_run_inspect)
     convert = actions.add_parser(
         "convert",
-        help="the same weights as another kind of file",
-        description="Writes the weights as another kind of file, reads it back and compares, bit by bit.",
+        help="write the weights in another format",
+        description="Writes the weights in another format, reads the new file and compares every bit.",
     )
     convert.add_argument("file", metavar="FILE", help=FILE_HELP)
     convert.add_argument("out", metavar="OUT", help="new file")
     convert.add_argument(
-        "--to", dest="kind", required=True, choices=("hyspark-release", "nnunet", "safetensors"), help="kind"
+        "--to", dest="kind", required=True, choices=("hyspark-release", "nnunet", "safetensors"), help="format"
     )
-    _add_target(convert, "for nnunet: data set (number or name) of the checkpoint")
+    _add_target(convert, "for nnunet: dataset (number or name) of the checkpoint")
     convert.add_argument("-f", dest="fold", default="all", help="for nnunet: fold (default: %(default)s)")
     convert.set_defaults(run=_run_convert)
     probe = actions.add_parser(
         "probe",
-        help="what a linear head on the frozen encoder segments, without fine-tuning",
-        description="Fits a linear head on the frozen encoder's features to some cases of a labelled, preprocessed "
-        "data set, and prints its Dice on others: for random weights, and for each file.",
+        help="linear-probe Dice of encoders, without fine-tuning",
+        description="Fits a linear head to the frozen encoder's features on some cases of a labelled, preprocessed "
+        "dataset and prints its Dice on other cases, for random weights and for each file.",
     )
     probe.add_argument("files", nargs="*", metavar="FILE", help=FILE_HELP)
-    _add_target(probe, "labelled data set (number or name)", required=True)
+    _add_target(probe, "labelled dataset (number or name)", required=True)
     probe.add_argument(
         "--cases",
         dest="n_cases",
         metavar="CASES",
         type=int,
         default=20,
-        help="cases to fit to, and others to score (default: %(default)s)",
+        help="number of cases to fit the head to; as many others are scored (default: %(default)s)",
     )
     probe.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"), help="(default: %(default)s)")
     probe.set_defaults(run=_run_probe)
@@ -121,25 +123,30 @@ def _run_probe(arguments: argparse.Namespace) -> int:
 def _add_dataset(commands: Any) -> None:
     parser = commands.add_parser(
         "dataset",
-        help="unlabelled scans, or several data sets, as one data set of nnU-Net",
-        description="Data sets for pre-training in nnU-Net's raw layout; see docs/unlabelled_data.md.",
+        help="make and check datasets for pre-training",
+        description="Makes and checks datasets for pre-training in nnU-Net's raw layout; see docs/unlabelled_data.md.",
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION", title="actions")
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--raw", help="folder of raw data sets (default: nnUNet_raw)")
-    shared.add_argument("-np", "--processes", type=int, help="that work in parallel (default: nnUNet_def_n_proc, or 8)")
+    shared.add_argument("--raw", help="folder of raw datasets (default: nnUNet_raw)")
+    shared.add_argument("-np", "--processes", type=int, help="number of processes (default: nnUNet_def_n_proc, or 8)")
     making = argparse.ArgumentParser(add_help=False)
-    making.add_argument("-d", "--dataset-id", type=int, metavar="ID", help="number of the new data set")
-    making.add_argument("-n", "--name", help="name of the new data set")
+    making.add_argument("-d", "--dataset-id", type=int, metavar="ID", help="number of the new dataset")
+    making.add_argument("-n", "--name", help="name of the new dataset")
     making.add_argument(
-        "--labels", choices=("foreground", "none"), default="foreground", help="none: everything is foreground"
+        "--labels",
+        choices=("foreground", "none"),
+        default="foreground",
+        help="label files to make; none: everything is foreground",
     )
-    making.add_argument("--skip-bad", action="store_true", help="leave out cases that are incomplete or unreadable")
-    making.add_argument("--overwrite", action="store_true", help="replace a data set that this command made")
+    making.add_argument("--skip-bad", action="store_true", help="skip cases that are incomplete or unreadable")
+    making.add_argument("--overwrite", action="store_true", help="replace a dataset that this command made")
 
-    prepare = actions.add_parser("prepare", parents=[shared, making], help="a folder of scans becomes a data set")
-    prepare.add_argument("folder", nargs="?", help="of the scans; '$DATA/scans' in quotes keeps the variable")
-    prepare.add_argument("--channels", nargs="+", default=(), metavar="NAME", help="names in order, or NAME=FOLDER")
+    prepare = actions.add_parser("prepare", parents=[shared, making], help="make a dataset from a folder of scans")
+    prepare.add_argument("folder", nargs="?", help="folder of the scans; '$DATA/scans' in quotes keeps the variable")
+    prepare.add_argument(
+        "--channels", nargs="+", default=(), metavar="NAME", help="channel names in order, or NAME=FOLDER"
+    )
     files = prepare.add_mutually_exclusive_group()
     files.add_argument("--copy", dest="files", action="store_const", const="copied", help="copy the scans, as .nii.gz")
     files.add_argument(
@@ -149,30 +156,40 @@ def _add_dataset(commands: Any) -> None:
         "--no-copy",
         dest="convert",
         action="store_false",
-        help="refuse DICOM series, which have to be written as .nii.gz",
+        help="refuse DICOM series, because they have to be written as .nii.gz",
     )
-    prepare.add_argument("--relative", action="store_true", help="list paths relative to the data set's folder")
+    prepare.add_argument("--relative", action="store_true", help="list paths relative to the dataset's folder")
     prepare.add_argument(
         "--no-suffix",
         dest="numbers_in_names",
         action="store_true",
-        help="a trailing _0001 numbers the scans, not the channels",
+        help="numbers at the end of file names (_0001) are not channels",
     )
-    prepare.add_argument("--include", nargs="+", default=(), metavar="PATTERN", help="only such paths: '*/ct.nii.gz'")
-    prepare.add_argument("--exclude", nargs="+", default=(), metavar="PATTERN", help="no such paths")
+    prepare.add_argument(
+        "--include", nargs="+", default=(), metavar="PATTERN", help="use only these paths, for example '*/ct.nii.gz'"
+    )
+    prepare.add_argument("--exclude", nargs="+", default=(), metavar="PATTERN", help="do not use these paths")
     prepare.set_defaults(run=_run_prepare, files="listed")
 
-    pool = actions.add_parser("pool", parents=[shared, making], help="several data sets become one, no image copied")
-    pool.add_argument("--from", nargs="+", required=True, dest="sources", metavar="ID", help="numbers or names")
-    pool.add_argument(
-        "--channels-from", nargs="+", default=(), metavar="ID", help="whose channel names count; then ID=CHANNELS"
+    pool = actions.add_parser(
+        "pool", parents=[shared, making], help="combine several datasets into one, without copying images"
     )
     pool.add_argument(
-        "--holdout", nargs="+", default=(), metavar="FILE", help="lists of cases to leave out; JSON: FILE:KEY"
+        "--from", nargs="+", required=True, dest="sources", metavar="ID", help="datasets (numbers or names)"
+    )
+    pool.add_argument(
+        "--channels-from",
+        nargs="+",
+        default=(),
+        metavar="ID",
+        help="dataset whose channel names apply; then ID=CHANNELS of others",
+    )
+    pool.add_argument(
+        "--holdout", nargs="+", default=(), metavar="FILE", help="files that list cases to leave out; FILE:KEY for JSON"
     )
     pool.set_defaults(run=_run_pool)
 
-    check = actions.add_parser("check", parents=[shared], help="read every case and say what is wrong")
+    check = actions.add_parser("check", parents=[shared], help="read every case and list faults")
     check.add_argument("dataset", help="number, name or folder")
     check.add_argument("--json", dest="as_json", action="store_true", help="print JSON instead of a table")
     check.add_argument("--exclude-bad", action="store_true", help="write dataset.json without the bad cases")
@@ -192,7 +209,7 @@ def _run_pool(arguments: argparse.Namespace) -> int:
 
     raw, options = _dataset_options(arguments)
     if options["dataset_id"] is None or options["name"] is None:
-        raise ValueError("give the pool a number and a name: -d 70 -n Pool")
+        raise ValueError("give the pool a number and a name, for example -d 70 -n Pool")
     pool(PoolOptions(**options), raw)
     return 0
 

@@ -12,11 +12,10 @@ LAYERS = (
     ("building_blocks",),
     ("architectures",),
     ("checkpoints", "recipe", "datasets"),
-    ("loading", "training.runtime"),
+    ("loading", "training.loss", "training.runtime"),
     ("training.data",),
     ("training.probe",),
-    ("training",),
-    ("planning",),
+    ("training", "planning"),
     ("commands",),
     ("cli", "demo", "train"),
 )

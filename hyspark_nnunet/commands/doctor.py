@@ -1,6 +1,6 @@
-"""``hyspark_nnunet doctor``: what this installation lacks, and the command that mends it.
+"""The command ``hyspark_nnunet doctor``: checks an installation and prints how to fix it.
 
-One line per check; a fault that one meets does not hide what the next would find.
+Each check prints a line. After a failed check, the others still run.
 """
 
 import sys
@@ -35,7 +35,7 @@ def _default_device() -> str:
 
 
 def checks(device: str | None = None) -> dict[str, Callable[[], Finding]]:
-    """All checks by name, causes before what they cause."""
+    """All checks by name; the causes of a fault come before its effects."""
     return {
         "python": check_python,
         "nnunetv2": check_nnunet,
@@ -53,9 +53,9 @@ def examine(device: str | None = None, only: Sequence[str] | None = None, mend: 
     """Runs the checks and prints a line for each.
 
     Args:
-        device: where the networks are tried; None: the best there is.
+        device: for the test of the networks; None: cuda, mps or cpu, the first that is available.
         only: names of the checks to run; None: all.
-        mend: reinstall a torchvision that does not fit torch.
+        mend: reinstall a torchvision that does not match torch.
 
     Returns:
         exit status: 1 if a check failed, 2 if ``only`` names a check that does not exist.
@@ -63,15 +63,15 @@ def examine(device: str | None = None, only: Sequence[str] | None = None, mend: 
     all_checks = checks(device)
     unknown = [name for name in only or () if name not in all_checks]
     if unknown:
-        print(f"no check is named {', '.join(unknown)}: choose from {', '.join(all_checks)}", file=sys.stderr)
+        print(f"no check has the name {', '.join(unknown)}: choose from {', '.join(all_checks)}", file=sys.stderr)
         return 2
-    warnings.simplefilter("ignore")  # of the libraries: one line per check is what is asked for
+    warnings.simplefilter("ignore")  # warnings of the libraries would stand between the lines
     failed = 0
     for name in only or all_checks:
         try:
             finding = all_checks[name]()
-        except Exception as error:  # a check that breaks is a fault found, whatever it was
-            finding = Finding(name, "FAIL", error_text(error), "mend what fails above it first")
+        except Exception as error:  # an error in a check is a fault of the installation
+            finding = Finding(name, "FAIL", error_text(error), "fix the checks that fail above first")
         if mend and name == "torchvision" and finding.status == "FAIL" and MEND_OPTION in finding.mend:
             print(finding, flush=True)
             finding = mend_torchvision()

@@ -1,6 +1,6 @@
-"""What has to be right for HySparK to run in nnU-Net, one function each.
+"""Checks of an installation, a function each.
 
-A check returns a ``Finding`` that says what is wrong, with its value, and what to do about it.
+A check returns a ``Finding`` with the fault, its value and how to fix it.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ OLDEST_PYTHON = (3, 10)
 OLDEST_NNUNET = (2, 8)
 TRAINERS = ("HySparKPretrainTrainer", "HySparKFinetuneTrainer")
 FOLDERS = {
-    "nnUNet_raw": "data sets as they come",
-    "nnUNet_preprocessed": "data sets ready for training; a fast disk",
+    "nnUNet_raw": "raw datasets",
+    "nnUNet_preprocessed": "preprocessed datasets; use a fast disk",
     "nnUNet_results": "trained networks",
 }
 PLUGINS = Path(__file__).resolve().parents[2] / "nnunetv2_plugins"
@@ -35,13 +35,13 @@ MEND_OPTION = "--mend"
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Args:
         name: of the check.
-        status: "ok", "FAIL", or "note" for what works but may surprise.
-        message: what was found, with its value.
-        mend: what to do about it.
+        status: "ok", "FAIL", or "note" for something that works but is unusual.
+        message: result, with its value.
+        mend: how to fix it.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Finding:
 
     def __str__(self) -> str:
         line = f"{self.status:4}  {self.name}: {self.message}"
-        return line + (f"\n      mend: {self.mend}" if self.mend else "")
+        return line + (f"\n      fix: {self.mend}" if self.mend else "")
 
 
 def check_python() -> Finding:
     """Is this Python new enough?"""
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < OLDEST_PYTHON:
-        return Finding("python", "FAIL", f"{found} is older than 3.10", "make the environment with a newer Python")
+        return Finding("python", "FAIL", f"{found} is older than 3.10", "create the environment with a newer Python")
     return Finding("python", "ok", f"{found}, {sys.executable}")
 
 
@@ -71,10 +71,10 @@ def check_nnunet() -> Finding:
         return Finding("nnunetv2", "FAIL", f"not installed in {sys.prefix}", mend)
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST_NNUNET:
-        reason = "before 2.8 nnU-Net has no nnUNet_extTrainer and finds no trainer outside its own folders"
+        reason = "before 2.8, nnU-Net has no nnUNet_extTrainer and finds only its own trainers"
         return Finding("nnunetv2", "FAIL", f"{version} is too old: {reason}", mend)
     if numbers >= (3,):
-        return Finding("nnunetv2", "FAIL", f"{version} is newer than what the trainers were written for", mend)
+        return Finding("nnunetv2", "FAIL", f"{version} is newer than the versions that the trainers support", mend)
     return Finding("nnunetv2", "ok", version)
 
 
@@ -82,20 +82,20 @@ def check_torch() -> Finding:
     """Which torch, and can it use a GPU?"""
     try:
         import torch
-    except (ImportError, OSError) as error:  # OSError: a library that torch needs is not there
+    except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing
         return Finding("torch", "FAIL", error_text(error), "pip install --force-reinstall torch")
 
     if torch.cuda.is_available():
         return Finding("torch", "ok", f"{torch.__version__}, {torch.cuda.get_device_name()}")
     if torch.backends.mps.is_available():
         return Finding("torch", "ok", f"{torch.__version__}, Apple GPU (mps)")
-    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU alone"
-    message = f"{torch.__version__}, {built}, sees no GPU: nnU-Net's commands need -device cpu, and training is slow"
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
+    message = f"{torch.__version__}, {built}, finds no GPU: nnU-Net's commands need -device cpu, and training is slow"
     return Finding("torch", "note", message)
 
 
 def check_torchvision() -> Finding:
-    """Do torchvision and timm import? In a process of its own: a failed import leaves half a torchvision behind."""
+    """Do torchvision and timm import? In a separate process, because a failed import stays half done."""
     command = [sys.executable, "-c", "import torchvision, timm; print(torchvision.__version__, timm.__version__)"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_LIMIT, stdin=subprocess.DEVNULL)
@@ -104,14 +104,18 @@ def check_torchvision() -> Finding:
     if done.returncode == 0:
         message = "{}, with timm {}".format(*done.stdout.split()[-2:])
         if "Failed to load image" in done.stderr:
-            message += "; its warning 'Failed to load image Python extension' is harmless, nnU-Net uses none of that"
+            message += (
+                "; the warning 'Failed to load image Python extension' is harmless, because nnU-Net does not use it"
+            )
         return Finding("torchvision", "ok", message)
     error = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     if "No module named 'timm'" in error:
         return Finding("torchvision", "FAIL", f"timm does not import: {error}", "pip install timm")
     if "torchvision" not in done.stderr:
         return Finding("torchvision", "FAIL", f"torchvision and timm do not import: {error}")
-    message = f"{_version('torchvision')} does not import ({error}), so timm and nnU-Net's trainers do not either"
+    message = (
+        f"{_version('torchvision')} does not import ({error}), so timm and nnU-Net's trainers do not import either"
+    )
     if "torchvision::nms does not exist" in error:
         message += f": it was built for another torch than {_version('torch')}"
     mend = f"hyspark_nnunet doctor {MEND_OPTION}, which runs: pip {' '.join(_torchvision_mend())}"
@@ -119,11 +123,11 @@ def check_torchvision() -> Finding:
 
 
 def mend_torchvision() -> Finding:
-    """Installs a torchvision that fits, without touching torch, and checks again."""
+    """Installs a torchvision that matches torch, leaves torch as it is, and checks again."""
     words = _torchvision_mend()
-    print(f"mend  torchvision: pip {' '.join(words)}", flush=True)
+    print(f"fix   torchvision: pip {' '.join(words)}", flush=True)
     done = subprocess.run([sys.executable, "-m", "pip", "--quiet", *words], stdin=subprocess.DEVNULL)
-    by_hand = f"install {_matching_torchvision()} from where torch {_version('torch')} came from (pip's --index-url)"
+    by_hand = f"install {_matching_torchvision()} from the index of torch {_version('torch')} (pip's --index-url)"
     if done.returncode:
         message = f"'{sys.executable} -m pip {' '.join(words)}' failed with exit status {done.returncode}, see above"
         return Finding("torchvision", "FAIL", message, by_hand)
@@ -132,10 +136,10 @@ def mend_torchvision() -> Finding:
 
 
 def _torchvision_mend() -> list[str]:
-    """Words after ``pip`` that install a torchvision which fits this torch."""
+    """Arguments of ``pip`` that install a torchvision for this torch."""
     import torch
 
-    # where torch is for the CPU alone, the matching torchvision of the default index would be built for CUDA again
+    # for a torch of the CPU only, the matching torchvision of the default index would again be built for CUDA
     fits = bool(torch.version.cuda) or sys.version_info >= TOO_NEW_FOR_IT
     requirement = _matching_torchvision() if fits else TORCHVISION_WITHOUT_OPERATORS
     return ["install", "--no-deps", "--force-reinstall", requirement]
@@ -157,7 +161,7 @@ def _version(distribution: str) -> str:
 
 
 def check_folder(variable: str) -> Finding:
-    """Is one of nnU-Net's folders named, there and writable?"""
+    """Is one of nnU-Net's folders set, existing and writable?"""
     value = os.environ.get(variable)
     if not value:
         mend = f"export {variable}=/a/folder/{variable}   # {FOLDERS[variable]}"
@@ -174,15 +178,15 @@ def check_folder(variable: str) -> Finding:
 
 
 def check_variables() -> Finding:
-    """Does every HYSPARK_ variable name a field of a recipe, with a value that it takes?"""
+    """Does every HYSPARK_ variable have the name of a recipe field and an allowed value?"""
     from hyspark_nnunet.recipe.fields import PREFIX
     from hyspark_nnunet.recipe.recipe import PretrainRecipe
     from hyspark_nnunet.recipe.sources import resolve_recipe
 
     try:
-        resolve_recipe(PretrainRecipe, None)  # the other trainer's are checked with them
+        resolve_recipe(PretrainRecipe, None)  # checks the variables of both trainers
     except ValueError as error:
-        return Finding("variables", "FAIL", str(error), "correct it, or unset it")
+        return Finding("variables", "FAIL", str(error), "correct or unset it")
     if os.environ.get("nnUNet_n_proc_DA") == "0":
         message = "nnUNet_n_proc_DA=0 is for trainings: nnU-Net's own planning stops at it"
         return Finding("variables", "note", message, "unset nnUNet_n_proc_DA   # to plan")
@@ -191,12 +195,12 @@ def check_variables() -> Finding:
 
 
 def check_trainers() -> Finding:
-    """Does nnU-Net's own search find both trainers, and ours and not others of the same names?"""
+    """Does nnU-Net find both trainers, and not others with the same names?"""
     value = os.environ.get("nnUNet_extTrainer")
     if str(PLUGINS) not in [os.path.realpath(path) for path in (value or "").split(os.pathsep) if path]:
         joined = f"${{nnUNet_extTrainer:+$nnUNet_extTrainer{os.pathsep}}}{PLUGINS}"
         mend = (
-            "install again, which adds a start-up file that does it (where the code is: pip install --no-deps "
+            "install again, which adds a start-up file that sets it (in the folder of the code: pip install --no-deps "
             f'--force-reinstall .), or: export nnUNet_extTrainer="{joined}"'
         )
         return Finding("trainers", "FAIL", f"nnUNet_extTrainer={value!r} does not name {PLUGINS}", mend)
@@ -207,12 +211,12 @@ def check_trainers() -> Finding:
     for name, module in modules.items():
         if not module.startswith("hyspark_nnunet."):
             message = f"nnU-Net takes {name} from another module, {module}; nnUNet_extTrainer={value!r}"
-            return Finding("trainers", "FAIL", message, "rename that class, or take its folder out of the variable")
+            return Finding("trainers", "FAIL", message, "rename that class or remove its folder from the variable")
     return Finding("trainers", "ok", f"nnU-Net finds {' and '.join(TRAINERS)}")
 
 
 def _tiny_network_arguments() -> dict[str, Any]:
-    """A network of three stages that a CPU runs in a second."""
+    """Arguments of a network of three stages, which takes a second on a CPU."""
     import torch
 
     return {
@@ -229,7 +233,7 @@ def _tiny_network_arguments() -> dict[str, Any]:
 
 
 def check_pretraining(device: str) -> Finding:
-    """One step of the masked autoencoder, without the update."""
+    """Does a forward and backward pass of the masked autoencoder work?"""
     import torch
 
     from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
@@ -246,7 +250,7 @@ def check_pretraining(device: str) -> Finding:
 
 
 def check_segmentation(device: str) -> Finding:
-    """One step of the segmentation network, without the update."""
+    """Does a forward and backward pass of the segmentation network work?"""
     import torch
 
     from hyspark_nnunet.architectures import HySparKUNet
@@ -267,7 +271,7 @@ def _gradients(name: str, device: str, step: Callable[[], Any]) -> Finding:
         loss.backward()
         bad = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     except Exception as error:
-        mend = "" if device == "cpu" else "hyspark_nnunet doctor --device cpu   # tells whether it is the device"
+        mend = "" if device == "cpu" else "hyspark_nnunet doctor --device cpu   # shows whether the device is the cause"
         return Finding(name, "FAIL", f"on {device}, {error_text(error)}", mend)
     if bad:
         return Finding(name, "FAIL", f"on {device}, {len(bad)} parameters without a finite gradient: {bad[0]}, ...")

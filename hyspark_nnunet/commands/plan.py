@@ -1,7 +1,7 @@
 """``hyspark_nnunet plan`` and ``hyspark_nnunet plan_and_preprocess``: nnU-Net's steps with HySparKPlanner.
 
-nnU-Net's own commands look for a planner (``-pl``) inside nnU-Net's package alone, so these call the functions behind
-them with our class.
+nnU-Net's own commands find planners (``-pl``) only in nnU-Net's package, so these commands call the same functions with
+our class.
 """
 
 import argparse
@@ -23,10 +23,10 @@ PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 
 
 def plan(arguments: argparse.Namespace) -> str:
-    """Fingerprints where they are missing, then plans.
+    """Extracts missing fingerprints, then writes plans.
 
     Returns:
-        the name of the plans.
+        name of the plans.
 
     Raises:
         ValueError: options that contradict each other.
@@ -34,28 +34,26 @@ def plan(arguments: argparse.Namespace) -> str:
     a = arguments
     if a.like is not None and (a.overwrite_target_spacing is not None or a.preprocessor_name != PREPROCESSOR):
         raise ValueError(
-            f"--like takes spacing and preprocessor from data set {a.like}: leave out -overwrite_target_spacing and "
-            "-preprocessor_name, or plan that data set with them"
+            f"--like copies spacing and preprocessor from dataset {a.like}: omit -overwrite_target_spacing and "
+            "-preprocessor_name, or plan that dataset with them"
         )
     if a.like is None and a.like_plans is not None:
-        raise ValueError(
-            f"-like_plans {a.like_plans} says which plans of another data set to take: name it with --like"
-        )
-    # before the fingerprints, which take long
+        raise ValueError(f"-like_plans {a.like_plans} names plans of another dataset: name that dataset with --like")
+    # first, because fingerprints take long
     source = None if a.like is None else source_plans_of(a.like, a.preset, a.like_plans)
     extract_fingerprints(
         a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
     )
     names = [_plan_dataset(dataset, a, source) for dataset in a.d]
     print(
-        f"Train with -p {names[0]}: HySparKPretrainTrainer, HySparKFinetuneTrainer, or nnUNetTrainer, which trains the "
-        "segmentation network from scratch"
+        f"Train with -p {names[0]} and HySparKPretrainTrainer or HySparKFinetuneTrainer. nnUNetTrainer trains the "
+        "segmentation network from scratch."
     )
     return names[0]
 
 
 def plan_and_preprocess(arguments: argparse.Namespace) -> None:
-    """``plan``, then nnU-Net's preprocessing."""
+    """Runs ``plan``, then nnU-Net's preprocessing."""
     a = arguments
     name = plan(a)
     if a.no_pp:
@@ -80,7 +78,7 @@ def _plan_dataset(dataset: int, a: argparse.Namespace, source: dict[str, Any] | 
 
 
 def _preset_of(source: dict, preset: str) -> str:
-    """Plans of HySparKPlanner know their preset."""
+    """The preset of plans that HySparKPlanner made; else the one that was given."""
     for configuration in source["configurations"].values():
         if "preset" in (configuration.get("hyspark") or {}):
             return configuration["hyspark"]["preset"]

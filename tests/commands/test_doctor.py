@@ -59,7 +59,7 @@ def test_a_fault_fails_the_command_and_does_not_stop_it(
     assert main(["doctor", "--only", "nnUNet_raw", "python"]) == 1
     first, mend, last = capsys.readouterr().out.splitlines()
     assert first.startswith("FAIL  nnUNet_raw: not set")
-    assert mend.startswith("      mend: export nnUNet_raw=")
+    assert mend.startswith("      fix: export nnUNet_raw=")
     assert last.startswith("ok    python: ")
 
 
@@ -170,14 +170,14 @@ def test_mending_runs_pip_and_checks_again(
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     assert main(["doctor", "--only", "torchvision", "--mend"]) == 1
     lines = capfd.readouterr().out.splitlines()
-    assert any(line.startswith("mend  torchvision: pip install --no-deps") for line in lines)
+    assert any(line.startswith("fix   torchvision: pip install --no-deps") for line in lines)
     assert any(line.startswith("FAIL  torchvision: ") and "failed with exit status 1" in line for line in lines)
-    assert lines[-1].startswith("      mend: install torchvision==0.")
+    assert lines[-1].startswith("      fix: install torchvision==0.")
 
 
 def test_nothing_is_mended_unless_asked(broken_torchvision: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--only", "torchvision"]) == 1
-    assert not [line for line in capfd.readouterr().out.splitlines() if line.startswith("mend")]
+    assert not [line for line in capfd.readouterr().out.splitlines() if line.startswith("fix")]
 
 
 @pytest.mark.parametrize("variable", FOLDERS)

@@ -151,9 +151,9 @@ def test_like_another_data_set(folders: Path) -> None:
 def test_like_refuses_what_it_would_not_heed(more: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-d", "60", "--like", "6", *more]) == 1
     said = capsys.readouterr().err
-    assert "spacing and preprocessor from data set 6: leave out" in said and more[0] in said
+    assert "spacing and preprocessor from dataset 6: omit" in said and more[0] in said
     assert main(["plan", "-d", "60", "-like_plans", "nnUNetPlans"]) == 1
-    assert "-like_plans nnUNetPlans says which plans of another data set" in capsys.readouterr().err
+    assert "-like_plans nnUNetPlans names plans of another dataset" in capsys.readouterr().err
 
 
 def test_a_plan_that_names_our_architecture_has_its_preset(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
