@@ -1,4 +1,4 @@
-"""Fine-tuning a pre-trained encoder for segmentation, whatever the family of its network."""
+"""Fine-tuning for segmentation, for any family of networks."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""Self-supervised pre-training on preprocessed nnU-Net data sets, whatever the family of the network."""
+"""Self-supervised pre-training on preprocessed nnU-Net datasets, for any family of networks."""
 
 from functools import partial
 from pathlib import Path

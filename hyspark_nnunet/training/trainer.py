@@ -273,7 +273,7 @@ class RecipeTrainer(DistributedTraining):
             check_can_be_split(preprocessed, splits_file)
         training, validation = super().do_split()
         check_fold(self.fold, training, validation, splits_file)
-        if not self.checkpoints.is_ours:  # a training that has begun names them and goes on
+        if not self.checkpoints.is_ours:  # else the loaders name missing cases and draw others
             check_fold_is_preprocessed(self.fold, [*training, *validation], preprocessed, splits_file)
         return training, validation
 

@@ -1,4 +1,4 @@
-"""One small project for all tests of this folder, and commands in it that need not import nnU-Net anew."""
+"""A small project for all tests of this folder, and commands in it that do not import nnU-Net again."""
 
 import json
 import os

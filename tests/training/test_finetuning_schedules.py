@@ -91,9 +91,9 @@ class TestFinetuningSchedules:
 
     @pytest.mark.parametrize("fields", [{}, {"layer_decay": 0.75}, {"layer_decay": 1.0}])
     def test_a_continued_training_keeps_the_rates_of_layers(self, fields: dict[str, float]) -> None:
-        for begun_with_weights in (False, True):
+        for with_weights in (False, True):
             trainer, again = (self.trainer(**fields) for _ in range(2))
-            if begun_with_weights:
+            if with_weights:
                 trainer.on_pretrained_weights_loaded(self.report(trainer, at_random="encoder.stages.3."))
             checkpoint = {"optimizer_state": trainer.optimizer.state_dict(), "recipe": trainer.recipe.as_dict()}
             again.on_load_checkpoint(checkpoint)
