@@ -39,12 +39,14 @@ class Examined(NamedTuple):
     Attributes:
         faults: none if it is good.
         digest: of its voxels; "" if they could not be read.
+        ambiguous: whether the header of an image places it in two ways, which ``ambiguous_note`` tells.
         flat: size of a 2D image or a volume of one slice, which is a fault among volumes; "" for a volume.
     """
 
     faults: tuple[str, ...]
     digest: str
     flat: str = ""
+    ambiguous: bool = False
 
 
 def examine_case(job: CheckJob) -> Examined:
@@ -96,6 +98,17 @@ def flat_faults(flat: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def ambiguous_note(names: Sequence[str]) -> str:
+    """What to print about cases whose headers are ambiguous; nothing where there are none."""
+    if not names:
+        return ""
+    some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"note: qform and sform place {len(names)} cases differently ({some}): nnU-Net's SimpleITKIO follows the "
+        "qform, nibabel the sform; voxels and spacing are the same"
+    )
+
+
 def without_voxels(image: sitk.Image) -> sitk.Image:
     """An image's geometry on an image of one voxel: several channels are never held at once; size as metadata."""
     point = sitk.Image([1] * image.GetDimension(), sitk.sitkUInt8)
@@ -131,6 +144,7 @@ def _examine_by_itk(job: CheckJob) -> Examined:
     channels: list[sitk.Image] = []
     content = blake2b(digest_size=16)
     n_channels = 0
+    ambiguous = False
     for file in job.images:
         where = f" in {os.path.basename(file)}" if len(job.images) > 1 else ""
         try:
@@ -141,6 +155,7 @@ def _examine_by_itk(job: CheckJob) -> Examined:
             faults.append(f"{error or type(error).__name__}{where}")
             continue
         faults += [fault + where for fault in found]
+        ambiguous |= counted.ambiguous
         image = counted.image
         n_channels += image.GetSize()[3] if image.GetDimension() == 4 else image.GetNumberOfComponentsPerPixel()
         channels.append(without_voxels(image))
@@ -152,7 +167,7 @@ def _examine_by_itk(job: CheckJob) -> Examined:
         return Examined(tuple(faults), "")
     size = [int(n) for n in channels[0].GetMetaData("size").split(" x ")]
     faults += _label_faults(job.label, size[:3])
-    return Examined(tuple(faults), content.hexdigest() if readable else "", flat_size(size))
+    return Examined(tuple(faults), content.hexdigest() if readable else "", flat_size(size), ambiguous)
 
 
 def _examine_by_reader(job: CheckJob) -> Examined:

@@ -7,6 +7,7 @@ from hashlib import sha1
 
 LONGEST = 150  # nnU-Net appends endings, and file systems allow 255 bytes
 RESERVED = "_seg"  # nnU-Net keeps the segmentation of CASE in CASE_seg.b2nd, and takes no such file for a case
+NIFTI_WORDS = (".nii", ".gz", ".hdr", ".img", ".nia")  # ITK writes a.nii.nii.gz as a.nii.gz
 
 
 def unique_names(keys: Sequence[tuple[str, str]]) -> list[str]:
@@ -14,7 +15,7 @@ def unique_names(keys: Sequence[tuple[str, str]]) -> list[str]:
 
     Folders are joined by "__"; characters that file systems or shells stumble over become "-". Where that could make
     two paths one name, part of the path's hash is appended; likewise where two differ in nothing but their ending,
-    where a name is very long, and where nnU-Net would take it for that of a segmentation.
+    where a name is very long, ends as nnU-Net calls segmentations, or in an ending of NIfTI.
 
     Args:
         keys: path without ending, and ending.
@@ -40,7 +41,7 @@ def unique_names(keys: Sequence[tuple[str, str]]) -> list[str]:
 
 def usable_name(name: str) -> str:
     """A case's name, with part of its hash appended if nnU-Net could not use it."""
-    fits = len(name) <= LONGEST and not name.endswith(RESERVED)
+    fits = len(name) <= LONGEST and not name.endswith(RESERVED) and not name.lower().endswith(NIFTI_WORDS)
     return name if fits else f"{name[:LONGEST]}-{digest(name)}"
 
 

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from hyspark_nnunet.datasets.case_checks import (
     READING_ERRORS,
+    ambiguous_note,
     channel_differences,
     flat_faults,
     flat_size,
@@ -55,6 +56,7 @@ class Made(NamedTuple):
 
     files: CaseFiles
     flat: str
+    ambiguous: bool
 
 
 def make_case(job: CaseJob) -> Made | str:
@@ -118,6 +120,7 @@ def made_cases(
     """
     cases: dict[str, CaseFiles] = {}
     flat: dict[str, str] = {}
+    ambiguous: list[str] = []
     total = len(jobs) + len(left_out) + len(ready or {})
     for job, outcome in for_each(make_case, jobs, processes, "cases"):
         if isinstance(outcome, str):
@@ -125,12 +128,15 @@ def made_cases(
         else:
             cases[job.case.name] = outcome.files
             flat[job.case.name] = outcome.flat
+            ambiguous += [job.case.name] * outcome.ambiguous
     for name, fault in flat_faults(flat).items():
         left_out[name] = fault
         for listed in (*cases[name].images, str(cases.pop(name).label)):
             if listed.startswith(("imagesTr/", f"{jobs[0].labels_folder}/")):
                 (Path(jobs[0].building) / listed).unlink(missing_ok=True)
     cases |= ready or {}
+    if note := ambiguous_note(ambiguous):
+        print(note)
     if left_out and not (skip_bad and cases):
         way_out = "--skip-bad leaves them out" if cases else "no other is left"
         raise ValueError(
@@ -145,12 +151,14 @@ def _make_case(job: CaseJob, made: list[Path]) -> Made:
     volumes: list[sitk.Image] = []
     points: list[sitk.Image] = []
     n_channels = 0
+    ambiguous = False
     faults: list[str] = []
     for channel, (scan, listed) in enumerate(zip(job.case.scans, job.listed, strict=True)):
         placed = building / f"imagesTr/{name}_{channel:04d}{WRITTEN_ENDING}"
         made.append(placed)
         counted = _take(scan, placed, job.files)
         images.append(f"imagesTr/{placed.name}" if os.path.lexists(placed) else listed)
+        ambiguous |= counted.ambiguous
         where = f" in {os.path.basename(scan.files[0])}" if len(job.case.scans) > 1 else ""
         found = image_faults(counted)
         if not found and CT in job.channel_names[channel : channel + 1]:
@@ -173,7 +181,7 @@ def _make_case(job: CaseJob, made: list[Path]) -> Made:
     made.append(building / label)
     mask = body_mask(volumes, job.channel_names) if job.labels == "foreground" else full_mask(volumes[0])
     write_volume(mask, building / label)
-    return Made(CaseFiles(tuple(images), label), flat_size(volumes[0].GetSize()))
+    return Made(CaseFiles(tuple(images), label), flat_size(volumes[0].GetSize()), ambiguous)
 
 
 def _take(scan: Scan, placed: Path, files: str) -> Counted:
@@ -182,7 +190,7 @@ def _take(scan: Scan, placed: Path, files: str) -> Counted:
     if converted or files in ("copied", "linked"):
         placed.parent.mkdir(exist_ok=True)
     if converted:
-        counted = Counted(read_series(scan.files), 0, 0) if scan.is_series else read_counted(scan.files[0])
+        counted = Counted(read_series(scan.files)) if scan.is_series else read_counted(scan.files[0])
         write_volume(counted.image, placed)
         return counted
     if files == "listed":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.datasets.case_checks import CheckJob, examine_case, flat_faults
+from hyspark_nnunet.datasets.case_checks import CheckJob, ambiguous_note, examine_case, flat_faults
 from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, RawDataset, listed_cases, read_dataset
 from hyspark_nnunet.datasets.parallel import for_each
 
@@ -34,7 +34,7 @@ def check(folder: Path, processes: int, as_json: bool = False, exclude_bad: bool
     dataset = read_dataset(folder)
     if not dataset.cases:
         raise ValueError(f"{folder} has no cases")
-    faults = find_faults(dataset, processes)
+    faults, note = find_faults(dataset, processes)
     excluded = bool(faults) and exclude_bad
     if excluded:
         exclude(dataset, faults)
@@ -45,17 +45,25 @@ def check(folder: Path, processes: int, as_json: bool = False, exclude_bad: bool
     if excluded:
         said += f"; left out of {DATASET_JSON}, see {EXCLUDED}; the one before is {BEFORE}"
     if as_json:
-        report = {"dataset": dataset.name, "cases": len(dataset.cases), "bad": faults, "excluded": excluded}
+        report = {
+            "dataset": dataset.name,
+            "cases": len(dataset.cases),
+            "bad": faults,
+            "excluded": excluded,
+            "note": note,
+        }
         print(json.dumps(report, indent=1))
     else:
+        if note:
+            print(note)
         print(_table(faults) + f"{dataset.name}: {said}")
         if faults and not excluded:
             print("--exclude-bad writes dataset.json without them")
     return 1 if faults and not excluded else 0
 
 
-def find_faults(dataset: RawDataset, processes: int) -> dict[str, list[str]]:
-    """Faults by case; of cases with the same voxels all but the first by name are faulty."""
+def find_faults(dataset: RawDataset, processes: int) -> tuple[dict[str, list[str]], str]:
+    """Faults by case, and a note on the others; of cases with the same voxels all but the first by name are faulty."""
     n_channels = len(dataset.channel_names)
     reader = _reader(dataset)
     jobs = [
@@ -71,9 +79,11 @@ def find_faults(dataset: RawDataset, processes: int) -> dict[str, list[str]]:
     faults: dict[str, list[str]] = {}
     digests: dict[str, list[str]] = {}
     flat: dict[str, str] = {}
+    ambiguous: list[str] = []
     for job, examined in for_each(examine_case, jobs, processes, "checking"):
         if examined.faults:
             faults[job.name] = list(examined.faults)
+        ambiguous += [job.name] * examined.ambiguous
         if examined.digest:
             digests.setdefault(examined.digest, []).append(job.name)
             flat[job.name] = examined.flat
@@ -83,7 +93,7 @@ def find_faults(dataset: RawDataset, processes: int) -> dict[str, list[str]]:
         first, *others = sorted(same)
         for name in others:
             faults.setdefault(name, []).append(f"duplicate: the same voxels as {first}")
-    return dict(sorted(faults.items()))
+    return dict(sorted(faults.items())), ambiguous_note(ambiguous)
 
 
 def _reader(dataset: RawDataset) -> str:

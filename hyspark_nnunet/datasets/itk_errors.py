@@ -13,4 +13,8 @@ def reason(error: BaseException) -> str:
             "with nibabel: image.set_sform(None, code=0); otherwise resample it, with nibabel.processing."
             "resample_to_output(image)"
         )
+    if "Unable to determine ImageIO reader" in text:
+        return (
+            "its content is not what its name says, or damaged; an ending must be lower-case: copy or convert it again"
+        )
     return text

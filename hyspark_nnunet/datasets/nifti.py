@@ -54,6 +54,19 @@ def read_nifti_header(path: str) -> Nifti1Header:
     return header
 
 
+def two_orientations(path: str) -> bool:
+    """Whether qform and sform place the volume differently, and ITK follows the qform where nibabel takes the sform."""
+    with _opened(path) as file:
+        header = _header(file)
+    sform, qform = int(header["sform_code"]), int(header["qform_code"])
+    if qform <= 0 or sform <= 1:  # ITK, too, prefers the sform of a scanner
+        return False
+    by_qform, by_sform = header.get_qform(), header.get_sform()
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in (*_shape(header), 1, 1)[:3]))).reshape(3, -1)
+    apart = (by_qform - by_sform)[:3, :3] @ corners + (by_qform - by_sform)[:3, 3:]
+    return bool(np.abs(apart).max() > np.abs(header["pixdim"][1:4]).min())
+
+
 def compare_with_file(path: str, image: sitk.Image) -> NotFinite:
     """Reads a NIfTI file to its end, which compares gzip's checksum, and compares its voxels with those of ITK.
 
@@ -76,6 +89,8 @@ def compare_with_file(path: str, image: sitk.Image) -> NotFinite:
         parts = dtype.fields is not None  # RGB: bytes
         comparable = image.GetNumberOfComponentsPerPixel() == (len(dtype.fields or ()) or 1)
         read = sitk.GetArrayViewFromImage(image).reshape(-1)
+        if comparable and read.size != math.prod(_shape(header)) * (len(dtype.fields or ()) or 1):
+            raise ValueError(f"ITK reads {read.size} voxels instead of {math.prod(_shape(header))}: {REWRITE}")
         if parts:
             dtype = np.dtype(np.uint8)
         position = _skip(file, header.sizeof_hdr, offset)

@@ -11,7 +11,13 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from hyspark_nnunet.datasets.itk_errors import reason
-from hyspark_nnunet.datasets.nifti import NIFTI_ENDINGS, NotFinite, compare_with_file, read_nifti_header, read_to_end
+from hyspark_nnunet.datasets.nifti import (
+    NIFTI_ENDINGS,
+    compare_with_file,
+    read_nifti_header,
+    read_to_end,
+    two_orientations,
+)
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
 WRITTEN_ENDING = ".nii.gz"
@@ -41,11 +47,12 @@ class Header(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """A volume, and the NaN and infinite voxels of its file that ITK has made zero."""
+    """A volume, the NaN and infinite voxels of its file that ITK has made zero, and whether its header is ambiguous."""
 
     image: sitk.Image
-    nan: int
-    infinite: int
+    nan: int = 0
+    infinite: int = 0
+    ambiguous: bool = False
 
 
 def volume_ending(name: str) -> str | None:
@@ -71,8 +78,7 @@ def read_header(path: str | Path) -> Header:
         raise FileNotFoundError(f"no file at {path}")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    if str(path).lower().endswith(NIFTI_ENDINGS):
-        read_nifti_header(str(path))
+    nifti = read_nifti_header(str(path)) if str(path).lower().endswith(NIFTI_ENDINGS) else None
     try:
         reader.ReadImageInformation()
         example = sitk.Image([1] * 2, reader.GetPixelID(), reader.GetNumberOfComponents())
@@ -81,6 +87,11 @@ def read_header(path: str | Path) -> Header:
         raise ValueError(f"unreadable: {reason(error)}") from error
     if reader.GetPixelID() in COMPLEX:
         raise ValueError("its voxels are complex numbers, which nnU-Net cannot use: store their magnitude")
+    if nifti is not None and nifti.get_data_shape()[:3] != reader.GetSize()[:3]:
+        raise ValueError(
+            f"ITK reads it as {size_text(reader.GetSize())} voxels, but its header says "
+            f"{size_text(nifti.get_data_shape())}: is there a file of the same name with another ending beside it?"
+        )
     return Header(
         tuple(reader.GetSize()),
         tuple(reader.GetSpacing()),
@@ -119,10 +130,9 @@ def read_counted(path: str | Path) -> Counted:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise ValueError(f"unreadable: {reason(error)}") from error
-    not_finite = NotFinite(0, 0)
-    if str(path).lower().endswith(NIFTI_ENDINGS):
-        not_finite = compare_with_file(str(path), image)
-    return Counted(image, *not_finite)
+    if not str(path).lower().endswith(NIFTI_ENDINGS):
+        return Counted(image)
+    return Counted(image, *compare_with_file(str(path), image), two_orientations(str(path)))
 
 
 def write_volume(image: sitk.Image, path: str | Path) -> None:

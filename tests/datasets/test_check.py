@@ -217,7 +217,7 @@ def test_images_of_nnunets_other_readers_are_good(tmp_path: Path) -> None:
 
 
 def find(folder: Path) -> dict[str, list[str]]:
-    return find_faults(read_dataset(folder), 1)
+    return find_faults(read_dataset(folder), 1)[0]
 
 
 def test_flat_images_are_a_fault_only_among_volumes(tmp_path: Path) -> None:

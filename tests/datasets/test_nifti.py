@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from hyspark_nnunet.datasets.case_checks import ambiguous_note
 from hyspark_nnunet.datasets.volumes import read_counted, read_volume
 
 AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
@@ -110,3 +111,18 @@ def test_other_forms_that_are_read(tmp_path: Path) -> None:
         read = read_volume(tmp_path / f"{name}.nii.gz")
         assert np.array_equal(sitk.GetArrayFromImage(read), VALUES.T), name
         assert read.GetSpacing() == pytest.approx((2, 2, 3), rel=1e-5), name
+
+
+def test_a_header_that_places_the_volume_in_two_ways_is_noted(tmp_path: Path) -> None:
+    """ITK follows the qform, nibabel the sform; the voxels and their size are the same."""
+    image = nibabel.Nifti1Image(VALUES.astype(np.int16), AFFINE)
+    for sform, code, ambiguous in (
+        (AFFINE, 2, False),
+        (AFFINE[[1, 0, 2, 3]], 2, True),
+        (AFFINE[[1, 0, 2, 3]], 1, False),
+    ):
+        image.set_qform(AFFINE, 1)
+        image.set_sform(sform, code)
+        nibabel.save(image, tmp_path / "a.nii")
+        assert read_counted(tmp_path / "a.nii").ambiguous is ambiguous
+    assert ambiguous_note(["b", "a"]).startswith("note: qform and sform place 2 cases differently (a, b)")

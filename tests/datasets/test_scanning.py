@@ -59,8 +59,11 @@ def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_names_that_nnunet_reserves_or_cannot_write_are_not_given() -> None:
-    names = unique_names([("liver_0", ".nii.gz"), ("liver_0_seg", ".nii.gz"), ("x" * 300, ".nii.gz"), ("b\udcff", "")])
+    names = unique_names(
+        [("liver_0", ".nii.gz"), ("liver_0_seg", ".nii.gz"), ("x" * 300, ".nii.gz"), ("b\udcff", ""), ("c.nii", "")]
+    )
     assert names[0] == "liver_0" and names[1].startswith("liver_0_seg-") and len(names[2]) < 180
+    assert names[4].startswith("c.nii-")  # ITK would write c.nii.nii.gz as c.nii.gz
     assert names[3].startswith("b--") and usable_name("Dataset004_a_seg").startswith("Dataset004_a_seg-")
 
 
