@@ -1,4 +1,4 @@
-"""The table of docs/nnunet_features.md: what each preset's plan is for a data set of large CTs.
+"""The table of docs/nnunet_features.md: what each preset's plan is for a dataset of large CTs.
 
     python -m benchmarks.planned_batches
 

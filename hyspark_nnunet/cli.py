@@ -225,7 +225,7 @@ def _run_check(arguments: argparse.Namespace) -> int:
 
 
 def _dataset_options(arguments: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """The folder of raw data sets, and the other options of a ``dataset`` command."""
+    """The folder of raw datasets, and the other options of a ``dataset`` command."""
     from hyspark_nnunet.datasets.dataset_json import raw_folder
     from hyspark_nnunet.datasets.parallel import default_processes
 

@@ -1,4 +1,4 @@
-"""Made data sets for what nnU-Net offers beyond labels on cubes: a ball in a ball, in noise."""
+"""Made datasets for what nnU-Net offers beyond labels on cubes: a ball in a ball, in noise."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ def write_balls(
     n_test: int = 1,
     **more: Any,
 ) -> Path:
-    """A data set: label 1 is a shell, 2 the ball in it; 3, where there is an ignore label, what nobody annotated.
+    """A dataset: label 1 is a shell, 2 the ball in it; 3, where there is an ignore label, what nobody annotated.
 
     Args:
-        raw: folder of raw data sets.
+        raw: folder of raw datasets.
         dataset_id: number.
-        name: of the data set.
+        name: of the dataset.
         labels: as dataset.json has them.
         shape: voxels (z, y, x).
         spacing: size of a voxel (z, y, x).

@@ -21,7 +21,7 @@ SHAPE = (32, 32, 32)
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Both data sets planned and preprocessed, and a pre-training of two epochs."""
+    """Both datasets planned and preprocessed, and a pre-training of two epochs."""
     project = Project(tmp_path_factory.mktemp("commands"))
     project.make_folders()
     write_dataset(project.raw, 60, "MadeUnlabelled", n_train=5, labelled=False, shape=SHAPE)

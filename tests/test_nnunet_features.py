@@ -1,6 +1,6 @@
 """What docs/nnunet_features.md promises, with nnU-Net's real commands on made data.
 
-Two data sets in one project share the work: one is anisotropic with an ignore label, in 3d and 2d; one has regions and
+Two datasets in one project share the work: one is anisotropic with an ignore label, in 3d and 2d; one has regions and
 a cascade.
 """
 
@@ -76,7 +76,7 @@ def plan(project: Project, dataset: int, *more: str) -> str:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Both data sets planned and preprocessed.
+    """Both datasets planned and preprocessed.
 
     The second has a plan of its own and one like the first's; its configurations of a cascade are written by hand, as
     nnU-Net plans them for larger images alone.
@@ -179,7 +179,7 @@ def test_the_probe_is_logged_and_reaches_wandb(project: Project, flat: dict[str,
     assert any(kind == "summary" and "final_val/reconstruction_loss" in values for kind, values in notes)
 
 
-def test_the_probe_looks_at_another_data_set(project: Project, flat: dict[str, Path]) -> None:
+def test_the_probe_looks_at_another_dataset(project: Project, flat: dict[str, Path]) -> None:
     """The cases of Nested, preprocessed like those of Flat; they have no ignore label."""
     log = next(project.fold_folder(FLAT, PRETRAINER, "all", "3d_fullres", PLANS).glob("training_log_*.txt")).read_text()
     probed = [line for line in log.splitlines() if "probe_dice" in line]
@@ -283,7 +283,7 @@ def test_nnunets_own_trainer_on_our_plans(project: Project, tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------ regions and a cascade
 
 
-def test_regions_and_a_cascade_from_a_pretraining_like_another_data_set(project: Project, tmp_path: Path) -> None:
+def test_regions_and_a_cascade_from_a_pretraining_like_another_dataset(project: Project, tmp_path: Path) -> None:
     """Regions, pre-trained on the plans of the flat volumes; both stages of the cascade are fine-tuned from there."""
     weights = pretrain(project, NESTED, "3d_fullres", LIKE)
     refused = project.train(22, "all", PRETRAINER, "-p", PLANS, configuration="3d_cascade_fullres", ok=False)
@@ -309,7 +309,7 @@ def test_regions_and_a_cascade_from_a_pretraining_like_another_data_set(project:
     assert predicted.shape == (32, 32, 32) and set(np.unique(predicted)) <= {0, 1, 2}
 
 
-def test_the_same_plans_for_both_data_sets(project: Project) -> None:
+def test_the_same_plans_for_both_datasets(project: Project) -> None:
     own, like = (
         json.loads((project.preprocessed / dataset / f"{plans}.json").read_text())["configurations"]["3d_fullres"]
         for dataset, plans in ((FLAT, PLANS), (NESTED, LIKE))

@@ -107,7 +107,7 @@ def test_the_installation_is_examined(reader: tuple[Path, str]) -> None:
     assert "ok    trainers: " in reader[1] and "FAIL" not in reader[1]
 
 
-def test_the_scans_without_labels_become_a_data_set(reader: tuple[Path, str]) -> None:
+def test_the_scans_without_labels_become_a_dataset(reader: tuple[Path, str]) -> None:
     folder, _ = reader
     made = folder / "nnUNet_raw/Dataset060_HippocampusScans"
     description = json.loads((made / "dataset.json").read_text())
@@ -116,7 +116,7 @@ def test_the_scans_without_labels_become_a_data_set(reader: tuple[Path, str]) ->
     assert not (made / "imagesTr").exists()
 
 
-def test_both_data_sets_are_planned_alike(reader: tuple[Path, str]) -> None:
+def test_both_datasets_are_planned_alike(reader: tuple[Path, str]) -> None:
     folder, _ = reader
     names = {"Dataset004_Hippocampus": "nnUNetPlans", "Dataset060_HippocampusScans": "nnUNetPlansLike004"}
     plans = [folder / "nnUNet_preprocessed" / dataset / f"{name}.json" for dataset, name in names.items()]

@@ -70,7 +70,7 @@ class Benchmark:
 
 
 def run_prepare(benchmark: Benchmark) -> None:
-    """The data sets, plans and folds."""
+    """The datasets, plans and folds."""
     benchmark.prepare()
 
 

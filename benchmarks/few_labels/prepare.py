@@ -1,4 +1,4 @@
-"""The data sets of the benchmark, preprocessed, with plans and folds."""
+"""The datasets of the benchmark, preprocessed, with plans and folds."""
 
 import json
 import shutil
@@ -24,17 +24,17 @@ RUN = "prepare"  # name of the log
 
 
 def hyspark_plans(settings: Settings) -> str:
-    """Plans of the labelled data set for our arms."""
+    """Plans of the labelled dataset for our arms."""
     return PLANS_NAME[settings.preset]
 
 
 def pretraining_plans(settings: Settings) -> str:
-    """Plans of the unlabelled data set, with the topology of ``hyspark_plans``."""
+    """Plans of the unlabelled dataset, with the topology of ``hyspark_plans``."""
     return f"{hyspark_plans(settings)}Like{LABELLED[7:10]}"
 
 
 def prepare(commands: Commands, settings: Settings, data: Path) -> None:
-    """Makes the data sets once; begins anew where it was interrupted.
+    """Makes the datasets once; begins anew where it was interrupted.
 
     Args:
         commands: of the work folder; their threads are processes of nnU-Net's preprocessing here.
@@ -128,8 +128,8 @@ def write_plans(work: Work, dataset: str, source: str, name: str, network: Mappi
     """Plans beside those of ``source`` whose network has other arguments; nothing where none differs.
 
     Args:
-        work: where the data set is preprocessed.
-        dataset: name of the data set.
+        work: where the dataset is preprocessed.
+        dataset: name of the dataset.
         source: name of its plans.
         name: of the plans that are written.
         network: arguments that differ, by name.

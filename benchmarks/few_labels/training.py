@@ -117,7 +117,7 @@ def _train(
         settings: device and loader processes.
         name: of the run.
         folder: of the fold.
-        words: data set, configuration, fold, trainer and plans, as the command takes them.
+        words: dataset, configuration, fold, trainer and plans, as the command takes them.
         variables: the recipe.
         arm: whose folder of results is nnU-Net's.
         lock: on the run.

@@ -38,7 +38,7 @@ class Work:
 
     @property
     def prepared_file(self) -> Path:
-        """Written when the data sets are ready: what was planned for them."""
+        """Written when the datasets are ready: what was planned for them."""
         return self.root / "prepared.json"
 
     def results(self, arm: str) -> Path:

@@ -92,7 +92,7 @@ def flat_faults(flat: Mapping[str, str]) -> dict[str, str]:
     if all(flat.values()):
         return {}
     return {
-        name: f"2D: {size} voxels, but other cases are volumes; --exclude it, or make a data set of the 2D images alone"
+        name: f"2D: {size} voxels, but other cases are volumes; --exclude it, or make a dataset of the 2D images alone"
         for name, size in flat.items()
         if size
     }

@@ -82,7 +82,7 @@ def draw_check(folder: Path, target: Path, cases: Mapping[str, CaseFiles], resol
     Args:
         folder: that is being built.
         target: what it will be called.
-        cases: of the data set.
+        cases: of the dataset.
         resolve: makes an entry of dataset.json a path that exists now.
     """
     from hyspark_nnunet.datasets.foreground_picture import foreground_picture  # brings torch: not in the workers
@@ -92,7 +92,7 @@ def draw_check(folder: Path, target: Path, cases: Mapping[str, CaseFiles], resol
     drawn = [(name, resolve(cases[name].images[0]), resolve(str(cases[name].label))) for name in picked]
     try:
         foreground_picture(drawn, folder / PICTURE)
-    except Exception as error:  # a picture is no reason to throw the data set away
+    except Exception as error:  # a picture is no reason to throw the dataset away
         print(f"no {PICTURE}: {type(error).__name__}: {error}")
 
 

@@ -16,7 +16,7 @@ BEFORE = "dataset.json.before_check"
 
 
 def check(folder: Path, processes: int, as_json: bool = False, exclude_bad: bool = False) -> int:
-    """Examines a data set of nnUNet_raw and prints what is wrong.
+    """Examines a dataset of nnUNet_raw and prints what is wrong.
 
     Args:
         folder: of dataset.json.
@@ -97,7 +97,7 @@ def find_faults(dataset: RawDataset, processes: int) -> tuple[dict[str, list[str
 
 
 def _reader(dataset: RawDataset) -> str:
-    """The class of nnU-Net that reads the data set."""
+    """The class of nnU-Net that reads the dataset."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     examples = (dataset.path(files.images[0]) for files in dataset.cases.values() if files.images)

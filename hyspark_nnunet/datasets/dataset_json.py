@@ -26,7 +26,7 @@ class CaseFiles(NamedTuple):
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A data set of nnUNet_raw.
+    """A dataset of nnUNet_raw.
 
     Attributes:
         folder: where dataset.json is.
@@ -64,7 +64,7 @@ def resolved(listed: str, folder: Path) -> str:
 
 
 def raw_folder(given: str | Path | None = None) -> Path:
-    """The folder of raw data sets.
+    """The folder of raw datasets.
 
     Args:
         given: None: the environment variable nnUNet_raw.
@@ -87,7 +87,7 @@ def dataset_folder_name(dataset_id: int, name: str) -> str:
     folder = f"Dataset{dataset_id:03d}_{name}"
     if not 1 <= dataset_id <= 999 or not FOLDER_NAME.fullmatch(folder):
         raise ValueError(
-            f"no data set can be called {folder}: the number is 1 to 999, the name of letters, digits, _ - and ."
+            f"no dataset can be called {folder}: the number is 1 to 999, the name of letters, digits, _ - and ."
         )
     return folder
 
@@ -96,7 +96,7 @@ def refuse_taken_id(target: Path) -> None:
     """nnU-Net refuses a number that two names share, in any of its three folders.
 
     Raises:
-        ValueError: another data set has the number.
+        ValueError: another dataset has the number.
     """
     folders = {str(target.parent), *filter(None, (os.environ.get(f"nnUNet_{k}") for k in ("preprocessed", "results")))}
     number = target.name[:10]
@@ -109,7 +109,7 @@ def refuse_taken_id(target: Path) -> None:
 
 
 def find_dataset(which: str | int, raw: Path) -> Path:
-    """The folder of a data set by number, name or path.
+    """The folder of a dataset by number, name or path.
 
     Raises:
         FileNotFoundError: there is none, or several have the number.
@@ -119,7 +119,7 @@ def find_dataset(which: str | int, raw: Path) -> Path:
         found = sorted(folder for folder in raw.glob(f"Dataset{int(text):03d}_*") if folder.is_dir())
         if len(found) > 1:
             raise FileNotFoundError(
-                f"several data sets have number {int(text)}: {', '.join(f.name for f in found)}; nnU-Net allows one"
+                f"several datasets have number {int(text)}: {', '.join(f.name for f in found)}; nnU-Net allows one"
             )
         if found:
             return found[0]
@@ -127,7 +127,7 @@ def find_dataset(which: str | int, raw: Path) -> Path:
         if (folder / DATASET_JSON).is_file():
             return Path(os.path.abspath(folder))
     there = ", ".join(sorted(folder.name for folder in raw.glob("Dataset*_*"))) or "none"
-    raise FileNotFoundError(f"no data set {text} in {raw}: there are {there}")
+    raise FileNotFoundError(f"no dataset {text} in {raw}: there are {there}")
 
 
 def read_dataset(folder: Path) -> RawDataset:
@@ -156,7 +156,7 @@ def read_dataset(folder: Path) -> RawDataset:
 
 
 def made_here(folder: Path) -> bool:
-    """Whether this package made the data set in a folder."""
+    """Whether this package made the dataset in a folder."""
     try:
         return OUR_KEY in json.loads((folder / DATASET_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -175,7 +175,7 @@ def dataset_json_text(
     reader: str,
     more: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of dataset.json of a data set whose only label is the body.
+    """The text of dataset.json of a dataset whose only label is the body.
 
     Args:
         channel_names: in order; "CT" has nnU-Net normalise by the whole set's intensities, others scan by scan.

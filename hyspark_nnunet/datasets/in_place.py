@@ -23,7 +23,7 @@ def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], Non
         make: builds into a folder, with the label files in the folder of that name in it.
 
     Raises:
-        ValueError: the folder is a data set already, or its label files lie elsewhere.
+        ValueError: the folder is a dataset already, or its label files lie elsewhere.
     """
     description = target / DATASET_JSON
     earlier: set[str] = set()
@@ -51,22 +51,22 @@ def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], Non
 
 
 def _label_folders(dataset: RawDataset) -> set[str]:
-    """The folders of a data set's label files, which are replaced.
+    """The folders of a dataset's label files, which are replaced.
 
     Raises:
-        ValueError: one lies outside of the data set, as those of a pool do: somebody else needs it.
+        ValueError: one lies outside of the dataset, as those of a pool do: somebody else needs it.
     """
     labels = [Path(files.label) for files in dataset.cases.values() if files.label]
     for label in labels:
         if len(label.parts) != 2 or not LABELS_FOLDER.fullmatch(label.parts[0]):
             raise ValueError(
-                f"the label files of {dataset.folder} are not its own ({label}), as in a data set by hyspark_nnunet "
+                f"the label files of {dataset.folder} are not its own ({label}), as in a dataset by hyspark_nnunet "
                 "dataset pool: make one of its imagesTr in another folder, or pool anew with --overwrite"
             )
     return {label.parts[0] for label in labels}
 
 
 def _free_name(target: Path) -> str:
-    """A folder's name that is not taken: the data set refers to its old label files until the new ones are complete."""
+    """A folder's name that is not taken: the dataset refers to its old label files until the new ones are complete."""
     names = ("labelsTr" if i == 0 else f"labelsTr_body{i}" for i in count())
     return next(name for name in names if not (target / name).exists())

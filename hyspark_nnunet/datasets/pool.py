@@ -1,4 +1,4 @@
-"""``hyspark_nnunet dataset pool``: several raw data sets as one for pre-training, without copying an image."""
+"""``hyspark_nnunet dataset pool``: several raw datasets as one for pre-training, without copying an image."""
 
 import json
 import os
@@ -32,13 +32,13 @@ class PoolOptions:
     """What ``pool`` is asked for.
 
     Attributes:
-        sources: numbers or names of the data sets.
+        sources: numbers or names of the datasets.
         dataset_id: number of the new one.
         name: of the new one.
-        channels_from: the data set whose channel names count; then ID=CHANNELS, such as 4=1 or 4=1,0: which channels
-            of that data set stand in their places. Empty: all data sets must have the same channels.
+        channels_from: the dataset whose channel names count; then ID=CHANNELS, such as 4=1 or 4=1,0: which channels
+            of that dataset stand in their places. Empty: all datasets must have the same channels.
         holdout: files that list cases to leave out, with ":KEY" for a list in a JSON object.
-        labels: "foreground" or "none", how label files are made where a data set has none of this package.
+        labels: "foreground" or "none", how label files are made where a dataset has none of this package.
         skip_bad, overwrite, processes: as in ``PrepareOptions``.
     """
 
@@ -54,10 +54,10 @@ class PoolOptions:
 
 
 def pool(options: PoolOptions, raw: Path) -> Path:
-    """Makes the pooled data set; returns its folder.
+    """Makes the pooled dataset; returns its folder.
 
     Raises:
-        FileNotFoundError: a data set or a list of cases is missing.
+        FileNotFoundError: a dataset or a list of cases is missing.
         ValueError: channels that differ, held-out cases that do not exist, a folder that would be overwritten.
     """
     target = raw / dataset_folder_name(options.dataset_id, options.name)
@@ -70,7 +70,7 @@ def pool(options: PoolOptions, raw: Path) -> Path:
     datasets = [read_dataset(folder) for folder in folders]
     prefixes = [f"{folder.name.split('_')[0]}_" for folder in folders]
     if len(set(prefixes)) < len(prefixes):
-        raise ValueError(f"two data sets share a number: {', '.join(folder.name for folder in folders)}; rename one")
+        raise ValueError(f"two datasets share a number: {', '.join(folder.name for folder in folders)}; rename one")
     channel_names, chosen = _channels(datasets, options.channels_from)
     held_out = _held_out(options.holdout, datasets, prefixes)
 
@@ -126,14 +126,14 @@ def pool(options: PoolOptions, raw: Path) -> Path:
 
 
 def _channels(datasets: Sequence[RawDataset], said: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[int, ...]]]:
-    """Channel names of the pool, and which channels of each data set stand in their places."""
+    """Channel names of the pool, and which channels of each dataset stand in their places."""
     described = "; ".join(f"{dataset.name}: {', '.join(dataset.channel_names)}" for dataset in datasets)
     if not said:
         if len({dataset.channel_names for dataset in datasets}) > 1:
             raise ValueError(
-                f"the data sets differ in their channels ({described}), and nnU-Net normalises a channel in one way: "
+                f"the datasets differ in their channels ({described}), and nnU-Net normalises a channel in one way: "
                 "CT by the intensities of the whole set, anything else scan by scan. --channels-from ID takes the "
-                "names of one data set for all; ID=CHANNELS behind it, such as 4=1,0, chooses channels of another"
+                "names of one dataset for all; ID=CHANNELS behind it, such as 4=1,0, chooses channels of another"
             )
         return datasets[0].channel_names, [tuple(range(len(dataset.channel_names))) for dataset in datasets]
     leader = _one_of(datasets, said[0])
@@ -161,7 +161,7 @@ def _channels(datasets: Sequence[RawDataset], said: Sequence[str]) -> tuple[tupl
     if mixed and CT in names:
         print(
             f"warning: {', '.join(mixed)} will be normalised as CT, clipped to the range of the whole pool; with "
-            "--channels-from a data set that is not CT, every scan is normalised by itself"
+            "--channels-from a dataset that is not CT, every scan is normalised by itself"
         )
     return names, chosen
 
@@ -170,14 +170,14 @@ def _one_of(datasets: Sequence[RawDataset], which: str) -> RawDataset:
     for dataset in datasets:
         if which == dataset.name or (which.isdigit() and int(which) == int(dataset.name[7:10])):
             return dataset
-    raise ValueError(f"--channels-from {which} is none of the data sets {', '.join(d.name for d in datasets)}")
+    raise ValueError(f"--channels-from {which} is none of the datasets {', '.join(d.name for d in datasets)}")
 
 
 def _held_out(lists: Sequence[str], datasets: Sequence[RawDataset], prefixes: Sequence[str]) -> set[str]:
     """Names in the pool of the cases that the lists name.
 
     Raises:
-        ValueError: a name that no data set has: what is to be held out would get in under another.
+        ValueError: a name that no dataset has: what is to be held out would get in under another.
     """
     by_name: dict[str, set[str]] = {}
     for dataset, prefix in zip(datasets, prefixes, strict=True):
@@ -197,7 +197,7 @@ def _held_out(lists: Sequence[str], datasets: Sequence[RawDataset], prefixes: Se
         alike = [match for name in unknown[:1] for match in get_close_matches(name, by_name, 3)]
         hint = f" (is {unknown[0]} one of {', '.join(alike)}?)" if alike else ""
         raise ValueError(
-            f"{len(unknown)} cases to hold out are in none of the data sets: {', '.join(unknown[:10])}{hint}; take "
+            f"{len(unknown)} cases to hold out are in none of the datasets: {', '.join(unknown[:10])}{hint}; take "
             "them off the list if they are elsewhere"
         )
     return held_out
@@ -263,7 +263,7 @@ def _files_of_channels(files: CaseFiles, dataset: RawDataset, channels: Sequence
 
 
 def _listed(entry: str, dataset: RawDataset, target: Path) -> str:
-    """An entry of a data set's dataset.json as the pool's says it."""
+    """An entry of a dataset's dataset.json as the pool's says it."""
     if os.path.isabs(os.path.expandvars(entry)):
         return entry
     if "$" in entry:

@@ -1,4 +1,4 @@
-"""``hyspark_nnunet dataset prepare``: from a folder of scans to a data set that nnU-Net preprocesses."""
+"""``hyspark_nnunet dataset prepare``: from a folder of scans to a dataset that nnU-Net preprocesses."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -29,16 +29,16 @@ class PrepareOptions:
     Attributes:
         folder: of the scans as the user wrote it, $VARIABLES kept; None if ``channels`` names folders.
         dataset_id: number in nnUNet_raw; None: of ``folder``, which is a DatasetXXX_Name with imagesTr.
-        name: of the data set; None: as ``dataset_id``.
+        name: of the dataset; None: as ``dataset_id``.
         channels: NAME, or NAME=FOLDER, in order; empty: one channel, CT if the scans look like it.
         files: "listed" where they lie, "copied" or "linked".
         labels: "foreground" or "none" (everything is foreground).
-        relative: list paths relative to the data set's folder.
+        relative: list paths relative to the dataset's folder.
         convert: whether DICOM series, which nnU-Net does not read, may be written as NIfTI.
         numbers_in_names: a trailing _0001 is part of a scan's name, not a channel.
         include, exclude: patterns of paths.
         skip_bad: leave out incomplete and unreadable cases.
-        overwrite: replace a data set this package made.
+        overwrite: replace a dataset this package made.
         processes: that work in parallel.
     """
 
@@ -59,15 +59,15 @@ class PrepareOptions:
 
 
 def prepare(options: PrepareOptions, raw: Path) -> Path:
-    """Makes the data set; returns its folder.
+    """Makes the dataset; returns its folder.
 
     Raises:
         FileNotFoundError: no such folder, or no scans in it.
-        ValueError: what was found cannot be one data set, or would overwrite something; with the way out.
+        ValueError: what was found cannot be one dataset, or would overwrite something; with the way out.
     """
     target, in_place = _target(options, raw)
     if in_place and options.files != "listed":
-        raise ValueError(f"{target} is the data set itself: its scans stay where they are, without --copy and --link")
+        raise ValueError(f"{target} is the dataset itself: its scans stay where they are, without --copy and --link")
     if not in_place:
         refuse_taken_id(target)
         refuse_existing(target, options.overwrite)
@@ -108,14 +108,14 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
 
 
 def _target(options: PrepareOptions, raw: Path) -> tuple[Path, bool]:
-    """The data set's folder, and whether the scans lie in it already in nnU-Net's layout."""
+    """The dataset's folder, and whether the scans lie in it already in nnU-Net's layout."""
     home = _expanded(options.folder) if options.folder else None
     if home is not None and home.name == "imagesTr":
         home = home.parent
     layout = home is not None and (home / "imagesTr").is_dir() and home.name[:7] == "Dataset"
     if options.dataset_id is None or options.name is None:
         if not layout or home is None or (options.dataset_id, options.name) != (None, None):
-            raise ValueError("give the new data set a number and a name: -d 60 -n TotalSegmentator")
+            raise ValueError("give the new dataset a number and a name: -d 60 -n TotalSegmentator")
         dataset_folder_name(int(home.name[7:10]) if home.name[7:10].isdigit() else 0, home.name[11:])
         return home, True
     target = raw / dataset_folder_name(options.dataset_id, options.name)
@@ -190,7 +190,7 @@ def _finish(
     labels: str,
     left_out: Mapping[str, str],
 ) -> None:
-    """The picture, then dataset.json: last, it makes a folder a data set."""
+    """The picture, then dataset.json: last, it makes a folder a dataset."""
 
     def resolve(listed: str) -> str:
         path = os.path.expandvars(listed)

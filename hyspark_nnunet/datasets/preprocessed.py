@@ -1,4 +1,4 @@
-"""Where nnU-Net keeps preprocessed data sets."""
+"""Where nnU-Net keeps preprocessed datasets."""
 
 import json
 import os
@@ -10,26 +10,26 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 
 def preprocessed_folder(dataset: str) -> Path:
-    """The preprocessed folder of a data set by number or name.
+    """The preprocessed folder of a dataset by number or name.
 
     Raises:
-        FileNotFoundError: the variable is not set, or there is no such data set.
+        FileNotFoundError: the variable is not set, or there is no such dataset.
     """
     root = os.environ.get("nnUNet_preprocessed")
     if not root:
-        raise FileNotFoundError("nnUNet_preprocessed is not set: it names the folder of the preprocessed data sets")
+        raise FileNotFoundError("nnUNet_preprocessed is not set: it names the folder of the preprocessed datasets")
     pattern = f"Dataset{int(dataset):03d}_*" if dataset.isdecimal() else dataset
     found = sorted(Path(root).glob(pattern))
     if not found:
-        raise FileNotFoundError(f"no data set in {root} is called {pattern}: plan and preprocess it first")
+        raise FileNotFoundError(f"no dataset in {root} is called {pattern}: plan and preprocess it first")
     if len(found) > 1:
         named = ", ".join(folder.name for folder in found)
-        raise FileNotFoundError(f"several data sets in {root} are called {pattern} ({named}): give the name")
+        raise FileNotFoundError(f"several datasets in {root} are called {pattern} ({named}): give the name")
     return found[0]
 
 
 def plans_in(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and plans in the preprocessed folder of a data set; its other JSON files have no configurations."""
+    """Names and plans in the preprocessed folder of a dataset; its other JSON files have no configurations."""
     for file in sorted(folder.glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and "configurations" in content:
@@ -46,7 +46,7 @@ def check_holds_cases(folder: Path | None, plans_manager: PlansManager, configur
 
     Args:
         folder: of its preprocessed cases; None: nnU-Net knows of none.
-        plans_manager: of the data set.
+        plans_manager: of the dataset.
         configuration_name: which.
 
     Raises:
@@ -61,6 +61,6 @@ def check_holds_cases(folder: Path | None, plans_manager: PlansManager, configur
 
 
 def preprocess_command(plans_manager: PlansManager, configuration_name: str) -> str:
-    """nnU-Net's command that preprocesses a data set for a configuration of these plans."""
+    """nnU-Net's command that preprocesses a dataset for a configuration of these plans."""
     number = plans_manager.dataset_name[7:10].lstrip("0")
     return f"nnUNetv2_preprocess -d {number} -c {configuration_name} -plans_name {plans_manager.plans_name}"

@@ -1,4 +1,4 @@
-"""A data set's folder is built beside its place and renamed: whoever looks sees the old one or the new one, whole."""
+"""A dataset's folder is built beside its place and renamed: whoever looks sees the old one or the new one, whole."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 def built_beside(target: Path, overwrite: bool) -> Iterator[Path]:
     """A folder that takes the place of ``target`` when the block ends well, and vanishes when it does not.
 
-    Its name begins with a dot, so nnU-Net does not take it for a data set. What a killed run left is removed by the
+    Its name begins with a dot, so nnU-Net does not take it for a dataset. What a killed run left is removed by the
     next one.
 
     Args:
@@ -84,7 +84,7 @@ def _replaced(target: Path) -> Path:
 
 
 def _restore(target: Path) -> None:
-    """After a kill between the two renames the old data set is whole, beside its place: back with it."""
+    """After a kill between the two renames the old dataset is whole, beside its place: back with it."""
     replaced = _replaced(target)
     if replaced.exists():
         if target.exists():

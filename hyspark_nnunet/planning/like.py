@@ -1,7 +1,7 @@
-"""Plans for one data set with the topology of another's: pre-train on the first, fine-tune on the second.
+"""Plans for one dataset with the topology of another's: pre-train on the first, fine-tune on the second.
 
 In place of nnU-Net's dance (extract a fingerprint, nnUNetv2_move_plans_between_datasets, preprocess), and with the
-intensity statistics of the data set that is planned for, which moved plans do not have.
+intensity statistics of the dataset that is planned for, which moved plans do not have.
 """
 
 import copy
@@ -23,7 +23,7 @@ def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str,
     """The plans to take the topology from.
 
     Args:
-        like: number or name of a planned data set.
+        like: number or name of a planned dataset.
         preset: whose plans, where no name is given.
         plans_name: of the plans; None: those of HySparKPlanner for the preset.
 
@@ -42,26 +42,26 @@ def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str,
 
 
 def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str | None = None) -> str:
-    """Writes plans for the planner's data set with the topology of other plans.
+    """Writes plans for the planner's dataset with the topology of other plans.
 
     From the other plans: target spacing, patch size, strides and kernels, the order of the axes, resampling: so a
-    voxel, a mask unit and a stage mean the same size in both data sets, which is what makes the weights fit. From the
-    data set itself: normalisation by its own channels, intensity statistics of its own fingerprint, batch sizes and
+    voxel, a mask unit and a stage mean the same size in both datasets, which is what makes the weights fit. From the
+    dataset itself: normalisation by its own channels, intensity statistics of its own fingerprint, batch sizes and
     reader.
 
     Args:
-        planner: for the data set to plan for.
+        planner: for the dataset to plan for.
         source: the other plans.
-        plans_name: of the new plans; None: the other's name with "Like" and the other data set's number.
+        plans_name: of the new plans; None: the other's name with "Like" and the other dataset's number.
 
     Returns:
         the name of the new plans.
 
     Raises:
-        ValueError: the other plans are of this data set.
+        ValueError: the other plans are of this dataset.
     """
     if source["dataset_name"] == planner.dataset_name:
-        raise ValueError(f"--like names {planner.dataset_name} itself: name the data set whose topology is to be taken")
+        raise ValueError(f"--like names {planner.dataset_name} itself: name the dataset whose topology is to be taken")
     name = plans_name or f"{source['plans_name']}Like{source['dataset_name'][7:10]}"
     plans = copy.deepcopy(source)
     forward = plans["transpose_forward"]

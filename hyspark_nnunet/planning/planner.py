@@ -25,11 +25,11 @@ class HySparKPlanner(ExperimentPlanner):
 
     Spacing, resampling, normalisation and the way a patch is chosen are nnU-Net's: the patch starts at the median image
     and shrinks until a batch of two fits. What has to fit is the larger of pre-training and fine-tuning, so that both
-    have the same patch; each then gets a batch size of its own, as large as fits and at most 5 % of the data set's
+    have the same patch; each then gets a batch size of its own, as large as fits and at most 5 % of the dataset's
     voxels.
 
     Args:
-        dataset_name_or_id: of the data set; its fingerprint must be there.
+        dataset_name_or_id: of the dataset; its fingerprint must be there.
         gpu_memory_target_in_gb: memory of the GPU; None: 8, 24 or 40 for preset S, B or L.
         preprocessor_name: of nnU-Net.
         plans_name: of the plans file; None: that of the preset.

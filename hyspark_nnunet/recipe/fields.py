@@ -41,7 +41,7 @@ ABOVE_ZERO_TO_ONE = Allowed("lie in (0, 1]", lambda value: 0 < value <= 1)
 PAIRS = Allowed(
     "be pairs such as T1=CT, T2=CT", lambda value: all(0 < p.find("=") < len(p) - 1 for p in value.split(","))
 )
-A_DATASET = Allowed("name a data set", lambda value: bool(value.strip()))
+A_DATASET = Allowed("name a dataset", lambda value: bool(value.strip()))
 ANYTHING = Allowed("be true or false", lambda value: True)
 
 # in error messages

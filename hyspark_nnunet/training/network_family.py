@@ -73,9 +73,9 @@ class NetworkFamily(ABC):
 
         Args:
             configuration: of the plan.
-            dataset_json: of the data set.
+            dataset_json: of the dataset.
             recipe: of the training.
             input_channels: of the network.
-            with_heads: the network ends in heads for the data set's labels.
-            names: further entries, such as the data set's name.
+            with_heads: the network ends in heads for the dataset's labels.
+            names: further entries, such as the dataset's name.
         """

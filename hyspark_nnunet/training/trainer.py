@@ -51,7 +51,7 @@ class RecipeTrainer(DistributedTraining):
         plans: of nnU-Net; the configuration may have a "hyspark" section (see ``recipe``).
         configuration: name of a configuration.
         fold: 0 to 4, or "all".
-        dataset_json: of the data set.
+        dataset_json: of the dataset.
         device: where to train.
 
     Raises:
@@ -61,7 +61,7 @@ class RecipeTrainer(DistributedTraining):
     recipe_class: ClassVar[type[Recipe]]
     # the networks that a subclass trains
     family: ClassVar[NetworkFamily]
-    # does the network end in heads for the data set's labels?
+    # does the network end in heads for the dataset's labels?
     has_heads: ClassVar[bool] = False
 
     def __init__(

@@ -23,7 +23,7 @@ TARGET = ("-d", "7", "-c", "3d_fullres", "-p", "nnUNetPlans")
 
 @pytest.fixture(autouse=True)
 def preprocessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set of preset S, planned as far as these commands read it."""
+    """A dataset of preset S, planned as far as these commands read it."""
     folder = tmp_path / "preprocessed" / DATASET
     folder.mkdir(parents=True)
     plans = make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"})
@@ -36,7 +36,7 @@ def preprocessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(params=[PRETRAINER, FINETUNER])
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A checkpoint as a training on the data set writes it, as far as these commands read it."""
+    """A checkpoint as a training on the dataset writes it, as far as these commands read it."""
     return write_checkpoint(request.param, tmp_path / "checkpoint_final.pth")
 
 
@@ -123,7 +123,7 @@ class TestInspect:
             (("-d", "7", "-c", "3d_lowres"), "has no configuration 3d_lowres: choose one of 3d_fullres"),
         ],
     )
-    def test_data_sets_that_are_not_there(self, checkpoint: Path, arguments, message: str, capsys) -> None:
+    def test_datasets_that_are_not_there(self, checkpoint: Path, arguments, message: str, capsys) -> None:
         assert main(["checkpoint", "inspect", str(checkpoint), *arguments]) == 1
         assert re.search(message, capsys.readouterr().err)
 
@@ -173,7 +173,7 @@ class TestConvert:
             metadata = file.metadata()
         assert json.loads(metadata["recipe"]) == read_checkpoint(checkpoint)["recipe"]
         assert str(tmp_path) not in json.dumps(metadata)
-        # and from there to a checkpoint of the data set
+        # and from there to a checkpoint of the dataset
         assert self.convert(out, tmp_path / "again.pth", "nnunet", *TARGET) == 0
         assert weights_equal(source.state, read_weights(tmp_path / "again.pth").state)
 
@@ -266,7 +266,7 @@ class TestConvert:
         assert self.convert(checkpoint, checkpoint, "safetensors") == 1
         assert "exists: choose another name" in capsys.readouterr().err and checkpoint.read_bytes() == before
 
-    def test_a_data_set_is_needed_for_nnunet(self, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_a_dataset_is_needed_for_nnunet(self, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
         assert self.convert(checkpoint, checkpoint.with_name("out.pth"), "nnunet") == 1
         assert "belongs to a dataset: name it with -d" in capsys.readouterr().err
 

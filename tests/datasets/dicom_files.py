@@ -18,7 +18,7 @@ ORIENTATION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def header(sop_class: str, modality: str, series: str = "1.2.3", syntax: str = ExplicitVRLittleEndian) -> Dataset:
-    """A data set with nothing but its identity."""
+    """A dataset with nothing but its identity."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -60,7 +60,7 @@ def slices(
     syntax: str = ExplicitVRLittleEndian,
     **tags: Any,
 ) -> list[Dataset]:
-    """A data set per slice of ``stored`` (slices, rows, columns), 3 mm apart; further tags are given to all."""
+    """A dataset per slice of ``stored`` (slices, rows, columns), 3 mm apart; further tags are given to all."""
     made = []
     for k, pixels in enumerate(stored):
         dataset = header(SINGLE[modality], modality, syntax=syntax)
@@ -81,7 +81,7 @@ def enhanced(
     modality: str = "MR",
     rescale: Sequence[tuple[float, float]] | None = None,
 ) -> Dataset:
-    """All frames of ``stored`` in one data set, with their positions in the functional groups."""
+    """All frames of ``stored`` in one dataset, with their positions in the functional groups."""
     dataset = header(ENHANCED[modality], modality)
     add_pixels(dataset, stored)
     dataset.NumberOfFrames = len(stored)

@@ -1,4 +1,4 @@
-"""Small scans for the tests of data sets."""
+"""Small scans for the tests of datasets."""
 
 from pathlib import Path
 

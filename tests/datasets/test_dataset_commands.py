@@ -39,7 +39,7 @@ def test_errors_are_a_line_and_status_one(project: Project, tmp_path: Path) -> N
     for words, message in {
         ("prepare", str(tmp_path / "none"), "-d", "60", "-n", "A"): "error: no folder",
         ("pool", "--from", "60"): "error: give the pool a number and a name",
-        ("check", "60"): "error: no data set 60 in",
+        ("check", "60"): "error: no dataset 60 in",
     }.items():
         done = dataset(project, *words)
         assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(message), done.stderr
@@ -60,7 +60,7 @@ def test_check_ends_with_one_where_a_case_is_bad(project: Project, tmp_path: Pat
 
 
 @pytest.mark.parametrize("overwriting", [False, True])
-def test_a_killed_run_leaves_no_half_data_set(project: Project, tmp_path: Path, overwriting: bool) -> None:
+def test_a_killed_run_leaves_no_half_dataset(project: Project, tmp_path: Path, overwriting: bool) -> None:
     for i in range(400):
         write(ct(i), tmp_path / f"scans/s{i}.nii.gz")
     words = ("prepare", str(tmp_path / "scans"), "-d", "60", "-n", "Scans", "--copy", "-np", "2")
@@ -99,7 +99,7 @@ def test_a_killed_run_leaves_no_half_data_set(project: Project, tmp_path: Path, 
 
 @pytest.mark.skipif(not CT.is_dir(), reason=f"the real CT scans are not at hand: {CT}")
 def test_nnunet_preprocesses_real_ct_without_labels(project: Project) -> None:
-    """The pre-training on such a data set is in tests/test_real_scans.py."""
+    """The pre-training on such a dataset is in tests/test_real_scans.py."""
     made = dataset(project, "prepare", str(CT), "-d", "60", "-n", "Scans")
     assert made.returncode == 0, made.stderr
     assert dataset(project, "check", "60").returncode == 0

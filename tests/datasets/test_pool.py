@@ -1,4 +1,4 @@
-"""Several data sets as one: names, channels, held-out cases, and no image copied."""
+"""Several datasets as one: names, channels, held-out cases, and no image copied."""
 
 import dataclasses
 import json
@@ -90,7 +90,7 @@ def test_channels_are_chosen(raw: Path) -> None:
     folder = pool(dataclasses.replace(mixed, channels_from=("6", "5=1")), raw)
     assert cases_of(folder)["Dataset005_p0"]["images"] == ["../Dataset005_Brain/imagesTr/p0_0001.nii.gz"]
     for said, message in {
-        ("9",): "--channels-from 9 is none of the data sets",
+        ("9",): "--channels-from 9 is none of the datasets",
         ("6", "5=2"): "Dataset005_Brain has no channel 2: it has 2",
         ("6", "5"): "say it as ID=CHANNELS",
     }.items():
@@ -101,7 +101,7 @@ def test_channels_are_chosen(raw: Path) -> None:
 def test_held_out_cases_never_get_in(raw: Path, tmp_path: Path) -> None:
     text = tmp_path / "test_cases.txt"
     text.write_text("# of the benchmark\np1_0000.nrrd\n\nDataset060/s0  # wrong way to say it\n")
-    with pytest.raises(ValueError, match="1 cases to hold out are in none of the data sets: Dataset060/s0"):
+    with pytest.raises(ValueError, match="1 cases to hold out are in none of the datasets: Dataset060/s0"):
         pool(dataclasses.replace(POOL, holdout=(str(text),)), raw)
     text.write_text("p1_0000.nrrd\n60/s0\n")
     splits = tmp_path / "splits.json"
@@ -129,7 +129,7 @@ def test_lists_that_are_none(tmp_path: Path) -> None:
 
 
 def test_refusals(raw: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no data set 9 in .*Dataset004_Organs, Dataset005_Brain"):
+    with pytest.raises(FileNotFoundError, match="no dataset 9 in .*Dataset004_Organs, Dataset005_Brain"):
         pool(dataclasses.replace(POOL, sources=("9",)), raw)
     with pytest.raises(ValueError, match="Dataset060_Scans once too often"):
         pool(dataclasses.replace(POOL, sources=("60", "60")), raw)

@@ -1,4 +1,4 @@
-"""From folders of scans to data sets, and what is refused on the way."""
+"""From folders of scans to datasets, and what is refused on the way."""
 
 import dataclasses
 import json
@@ -161,13 +161,13 @@ def test_an_existing_layout_is_taken_as_it_is(raw: Path) -> None:
     prepare(options(folder, dataset_id=None, name=None, labels="none", overwrite=True), raw)
     files = read_dataset(folder).cases["s1"]
     assert files.label and array_of(folder / files.label).all() and not (folder / "labelsTr").exists()
-    with pytest.raises(ValueError, match="is the data set itself"):
+    with pytest.raises(ValueError, match="is the dataset itself"):
         prepare(options(folder, dataset_id=None, name=None, files="copied", overwrite=True), raw)
 
 
 @pytest.mark.parametrize("label", ["../Dataset061_Other/labelsTr/s0.nii.gz", "{absolute}/s0.nii.gz", "masks/s0.nii.gz"])
 def test_label_files_that_lie_elsewhere_stay(raw: Path, label: str) -> None:
-    """A pool lists the label files of its data sets: to remove their folder would remove nnUNet_raw."""
+    """A pool lists the label files of its datasets: to remove their folder would remove nnUNet_raw."""
     folder = raw / TARGET
     image = write(ct(), folder / "imagesTr/s0_0000.nii.gz")
     other = write(ct(), raw / "Dataset061_Other/labelsTr/s0.nii.gz")
@@ -221,9 +221,9 @@ def test_a_set_lost_between_the_two_renames_comes_back(scans: Path, raw: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dataset_id": None}, "give the new data set a number and a name"),
+        ({"dataset_id": None}, "give the new dataset a number and a name"),
         ({"dataset_id": 1000}, "the number is 1 to 999"),
-        ({"name": "a b"}, "no data set can be called Dataset060_a b"),
+        ({"name": "a b"}, "no dataset can be called Dataset060_a b"),
         ({"channels": ("T1", "T2=x")}, "names or NAME=FOLDER, not both"),
         ({"channels": ("T1", "T1")}, "must be there and differ"),
         ({"folder": None}, "no folder of scans"),
@@ -326,7 +326,7 @@ def test_the_modality_of_every_series_counts(tmp_path: Path, raw: Path, channels
     assert len(content(prepare(dataclasses.replace(asked, skip_bad=True), raw))["dataset"]) == 5
 
 
-def test_slices_alone_are_a_data_set_and_a_picture_that_fails_stops_nothing(
+def test_slices_alone_are_a_dataset_and_a_picture_that_fails_stops_nothing(
     tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(2):

@@ -1,4 +1,4 @@
-"""The planner on data sets that are a fingerprint: large images without the images."""
+"""The planner on datasets that are a fingerprint: large images without the images."""
 
 import json
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ def test_patch_and_batches_fit_and_are_as_large_as_fits(folders: Path) -> None:
     assert isinstance(network, HySparKUNet) and network.encoder.stem.weight.shape[0] == 16
 
 
-def test_small_data_sets_have_small_batches_and_keep_the_whole_image(folders: Path) -> None:
+def test_small_datasets_have_small_batches_and_keep_the_whole_image(folders: Path) -> None:
     dataset = make_dataset(folders, 32, (36, 50, 36), (1.0, 1.0, 1.0), n=100)
     HySparKPlanner(32, preset="S", plans_name="Mine").plan_experiment()
     fullres = written(folders, dataset, "Mine")["configurations"]["3d_fullres"]
@@ -117,7 +117,7 @@ def test_nothing_fits(folders: Path) -> None:
         HySparKPlanner(33, preset="XL")
 
 
-def test_like_another_data_set(folders: Path) -> None:
+def test_like_another_dataset(folders: Path) -> None:
     """Topology and spacing of the one, normalisation and statistics of the other."""
     theirs = make_dataset(folders, 34, (20, 100, 100), (5.0, 1.0, 1.0), channels=("MRI",))
     ours = make_dataset(folders, 35, (120, 128, 128), (1.0, 1.0, 1.0), n=1000, channels=("CT", "CT"))

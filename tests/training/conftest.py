@@ -1,4 +1,4 @@
-"""Trainers without a data set, in a nnU-Net project of their own."""
+"""Trainers without a dataset, in a nnU-Net project of their own."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from tests.training.conftest import make_trainer
 
 @pytest.fixture
 def trainer(request: pytest.FixtureRequest) -> HySparKPretrainTrainer:
-    """A trainer with a network, as ``initialize`` makes it, but without a data set; fields of its recipe by param."""
+    """A trainer with a network, as ``initialize`` makes it, but without a dataset; fields of its recipe by param."""
     recipe = {
         "preset": "S",
         "num_epochs": 2,

@@ -1,4 +1,4 @@
-"""The trainers without a data set: what they refuse, and what they build of a plan."""
+"""The trainers without a dataset: what they refuse, and what they build of a plan."""
 
 import copy
 import json
@@ -78,7 +78,7 @@ def test_the_second_stage_of_a_cascade_is_not_pretrained() -> None:
 
 
 @BOTH
-def test_a_data_set_that_is_not_preprocessed(trainer_class) -> None:
+def test_a_dataset_that_is_not_preprocessed(trainer_class) -> None:
     trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC))
     with pytest.raises(
         FileNotFoundError, match=f"{DATASET} is not preprocessed .* Run: nnUNetv2_preprocess -d 7 -c 3d"

@@ -16,12 +16,12 @@ NAMES_SHOWN = 10
 
 
 def listed_cases(raw_folder: Path | None, preprocessed_folder: Path, dataset_json: Mapping[str, Any]) -> set[str]:
-    """The cases that a data set lists: in its raw folder, else as far as its preprocessed folder knows.
+    """The cases that a dataset lists: in its raw folder, else as far as its preprocessed folder knows.
 
     Args:
-        raw_folder: of the data set; None or missing on machines that only train.
-        preprocessed_folder: of the data set, with ``gt_segmentations`` once preprocessing has finished.
-        dataset_json: of the preprocessed data set.
+        raw_folder: of the dataset; None or missing on machines that only train.
+        preprocessed_folder: of the dataset, with ``gt_segmentations`` once preprocessing has finished.
+        dataset_json: of the preprocessed dataset.
     """
     try:
         if raw_folder is not None:
@@ -35,7 +35,7 @@ def listed_cases(raw_folder: Path | None, preprocessed_folder: Path, dataset_jso
 
 
 def raw_folder_of(dataset_name: str) -> Path | None:
-    """The raw folder of a data set; None: nnUNet_raw is not set."""
+    """The raw folder of a dataset; None: nnUNet_raw is not set."""
     raw = os.environ.get("nnUNet_raw")
     return Path(raw) / dataset_name if raw else None
 
@@ -81,19 +81,19 @@ def check_fold_is_preprocessed(
     if missing:
         raise ValueError(
             f"cases of fold {fold} in {splits_file} are not preprocessed ({len(missing)}): {_some(missing)}. "
-            "Preprocess the data set again, or remove them from that file"
+            "Preprocess the dataset again, or remove them from that file"
         )
 
 
 def missing_cases(
     listed: Collection[str], preprocessed: Collection[str], command: str, splits_file: Path | None
 ) -> str | None:
-    """A warning that names the cases which a data set lists and which are not preprocessed; None: there are none.
+    """A warning that names the cases which a dataset lists and which are not preprocessed; None: there are none.
 
     Args:
-        listed: cases of the data set.
+        listed: cases of the dataset.
         preprocessed: cases that can be trained on.
-        command: that preprocesses the data set.
+        command: that preprocesses the dataset.
         splits_file: nnU-Net's, of the fold; None: fold all.
 
     Raises:
@@ -103,12 +103,12 @@ def missing_cases(
     if not missing:
         return None
     message = (
-        f"{len(missing)} of {len(listed)} cases of the data set are not preprocessed: {_some(missing)}. To include "
+        f"{len(missing)} of {len(listed)} cases of the dataset are not preprocessed: {_some(missing)}. To include "
         f"them, run: {command}"
     )
     if splits_file is not None and not splits_file.is_file():
         raise ValueError(
-            f"{message}\nTo train without them, write {splits_file}; nnU-Net would divide the incomplete data set into "
+            f"{message}\nTo train without them, write {splits_file}; nnU-Net would divide the incomplete dataset into "
             "folds and keep these"
         )
     return f"{message}. This training runs without them."

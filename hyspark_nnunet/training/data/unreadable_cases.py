@@ -10,7 +10,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from hyspark_nnunet.training.data.loader_processes import end_with_parent
 
-# file formats of nnU-Net's data sets, and of the segmentations of a cascade's first stage
+# file formats of nnU-Net's datasets, and of the segmentations of a cascade's first stage
 SEGMENTATION_ENDINGS = (".b2nd", ".npz", ".npy")
 # consecutive errors that a second reading does not confirm; more than these are raised
 PASSING_FAULTS = 10
@@ -73,7 +73,7 @@ def check_first_stage(dataset: nnUNetBaseDataset) -> None:
 
 
 class LastCase:
-    """A data set that remembers which case was loaded last."""
+    """A dataset that remembers which case was loaded last."""
 
     def __init__(self, dataset: nnUNetBaseDataset) -> None:
         self.dataset = dataset

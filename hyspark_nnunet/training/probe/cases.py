@@ -1,4 +1,4 @@
-"""The labelled cases of the linear probe: of the data set that is trained on, or of another one."""
+"""The labelled cases of the linear probe: of the dataset that is trained on, or of another one."""
 
 import json
 from collections.abc import Sequence
@@ -56,14 +56,14 @@ def cases_to_probe(
     configuration_name: str,
     dataset_json: dict[str, Any],
 ) -> LabelledCases | None:
-    """The cases that a pre-training is probed on; None: its data set has no labels.
+    """The cases that a pre-training is probed on; None: its dataset has no labels.
 
     Args:
-        own: cases of the data set that is trained on.
-        probe_dataset: of the recipe: another data set, or None.
-        plans_manager: of the data set that is trained on.
+        own: cases of the dataset that is trained on.
+        probe_dataset: of the recipe: another dataset, or None.
+        plans_manager: of the dataset that is trained on.
         configuration_name: of the training.
-        dataset_json: of the data set that is trained on.
+        dataset_json: of the dataset that is trained on.
 
     Raises:
         FileNotFoundError: see ``cases_of_dataset``.
@@ -77,23 +77,23 @@ def cases_to_probe(
 def cases_of_dataset(
     dataset: str, plans_manager: PlansManager, configuration_name: str, dataset_json: dict[str, Any]
 ) -> LabelledCases:
-    """All cases of another data set that was preprocessed like the one that is trained on.
+    """All cases of another dataset that was preprocessed like the one that is trained on.
 
     Args:
         dataset: its number or name.
-        plans_manager: of the data set that is trained on.
+        plans_manager: of the dataset that is trained on.
         configuration_name: of the training.
-        dataset_json: of the data set that is trained on.
+        dataset_json: of the dataset that is trained on.
 
     Raises:
-        FileNotFoundError: there is no such data set, or it is not preprocessed like ours.
+        FileNotFoundError: there is no such dataset, or it is not preprocessed like ours.
         ValueError: it has no labels.
     """
     folder = preprocessed_folder(dataset)
     other_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     if not has_labels(other_json):
         raise ValueError(
-            f"probe_dataset is {dataset}, but {folder.name} has no labels of its own: name a labelled data set, or none"
+            f"probe_dataset is {dataset}, but {folder.name} has no labels of its own: name a labelled dataset, or none"
         )
     ours = plans_manager.get_configuration(configuration_name)
     channels = determine_num_input_channels(plans_manager, ours, dataset_json)
@@ -121,12 +121,12 @@ def cases_of_dataset(
 def preprocessed_cases(
     plans_manager: PlansManager, configuration_name: str, dataset_json: dict[str, Any]
 ) -> LabelledCases:
-    """All preprocessed cases of a data set.
+    """All preprocessed cases of a dataset.
 
     Args:
-        plans_manager: of the data set.
+        plans_manager: of the dataset.
         configuration_name: of the preprocessed data.
-        dataset_json: of the data set.
+        dataset_json: of the dataset.
 
     Raises:
         FileNotFoundError: it is not preprocessed for this configuration.
@@ -134,7 +134,7 @@ def preprocessed_cases(
     """
     name = plans_manager.dataset_name
     if not has_labels(dataset_json):
-        raise ValueError(f"{name} has no labels of its own, which the probe needs: name a labelled data set")
+        raise ValueError(f"{name} has no labels of its own, which the probe needs: name a labelled dataset")
     data = preprocessed_folder(name) / plans_manager.get_configuration(configuration_name).data_identifier
     check_holds_cases(data, plans_manager, configuration_name)
     return _cases_in(data, plans_manager.get_label_manager(dataset_json))

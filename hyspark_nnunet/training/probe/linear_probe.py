@@ -1,6 +1,6 @@
 """The linear probe: how well a linear head on the frozen encoder's features segments.
 
-The reconstruction loss measures how well blocks are reconstructed, not how useful the encoder is. If a data set has
+The reconstruction loss measures how well blocks are reconstructed, not how useful the encoder is. If a dataset has
 labels, features of a few labelled patches are fitted to the labels by ridge regression in closed form, and scored on
 patches of other cases. Patches and voxels are drawn once. The probe does not change the training.
 
@@ -36,7 +36,7 @@ def with_room(patch_size: Sequence[int]) -> list[int]:
 
 
 def has_labels(dataset_json: Mapping[str, Any]) -> bool:
-    """Does the data set have annotations? Foreground labels made by ``dataset prepare`` do not count."""
+    """Does the dataset have annotations? Foreground labels made by ``dataset prepare`` do not count."""
     foreground = [name for name in dataset_json["labels"] if name not in ("background", "ignore")]
     automatic = dataset_json.get(OUR_KEY, {}).get("labels") is not None or dataset_json["labels"] == LABELS
     return bool(foreground) and not automatic

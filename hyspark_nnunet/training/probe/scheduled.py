@@ -41,7 +41,7 @@ class ScheduledProbe:
         """Draws the patches to fit and to score; none if there are too few labelled cases.
 
         Args:
-            cases: to choose from; None: the data set has no labels.
+            cases: to choose from; None: the dataset has no labels.
             patch_size: of the encoder.
             mirror_axes: axes along which training mirrors.
         """
@@ -50,9 +50,9 @@ class ScheduledProbe:
             chosen = divided(cases.training, cases.held_out, self.recipe.probe_cases)
             parts = [[key for key in part if self._is_usable(cases, key)] for part in chosen]
         if cases is None or not all(parts):
-            reason = "the data set has no labels" if cases is None else "it needs two readable cases with labels"
+            reason = "the dataset has no labels" if cases is None else "it needs two readable cases with labels"
             self._log(
-                f"No linear probe: {reason}. (HYSPARK_PROBE_DATASET=ID takes the labels of another data set that was "
+                f"No linear probe: {reason}. (HYSPARK_PROBE_DATASET=ID takes the labels of another dataset that was "
                 "planned in the same way)"
             )
             return

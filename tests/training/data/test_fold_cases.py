@@ -77,11 +77,11 @@ def test_a_case_that_is_lost_does_not_end_a_training_that_has_begun(folders: Pat
     assert trainer.do_split() == (SIX[:4], SIX[4:])
 
 
-def test_a_data_set_that_is_preprocessed_in_part(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_that_is_preprocessed_in_part(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused before nnU-Net divides the rest; with a split or fold all a warning names what is missing."""
     trainer = trainer_on(folders, SIX[:1])
     list_cases(folders, SIX)
-    said = "5 of 6 cases of the data set are not preprocessed: liver_1, .*liver_5.*nnUNetv2_preprocess -d 7 -c 3d_full"
+    said = "5 of 6 cases of the dataset are not preprocessed: liver_1, .*liver_5.*nnUNetv2_preprocess -d 7 -c 3d_full"
     with pytest.raises(ValueError, match=f"(?s){said}.*splits_final.json"):
         trainer._check_all_cases_preprocessed()
     trainer.fold = "all"
@@ -95,7 +95,7 @@ def test_a_data_set_that_is_preprocessed_in_part(folders: Path, capsys: pytest.C
     assert capsys.readouterr().out == ""
 
 
-def test_the_raw_data_set_says_which_cases_there_are(tmp_path: Path) -> None:
+def test_the_raw_dataset_says_which_cases_there_are(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     listed = DATASET_JSON | {"dataset": {case: {"images": [f"{case}.nii.gz"], "label": None} for case in SIX}}
     assert listed_cases(raw, tmp_path, listed) == set(SIX)  # only the preprocessed data are there

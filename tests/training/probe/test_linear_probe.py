@@ -213,19 +213,19 @@ def test_cases_to_fit_and_to_score_are_different_cases() -> None:
         ({"labels": {"background": 0, "liver": 1}, "hyspark_nnunet": {"labels": "foreground"}}, False),
     ],
 )
-def test_which_data_sets_are_labelled(content: dict, expected: bool) -> None:
+def test_which_datasets_are_labelled(content: dict, expected: bool) -> None:
     assert has_labels(content) is expected
 
 
-class TestAnotherDataSet:
-    """Data set 7 is trained on; data set 8 has the labels."""
+class TestAnotherDataset:
+    """Dataset 7 is trained on; dataset 8 has the labels."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
         folder = tmp_path / "Dataset008_Labelled"
         (folder / "data").mkdir(parents=True)
-        # files of a data set that are no plans
+        # files of a dataset that are no plans
         (folder / "splits_final.json").write_text("[]")
         (folder / "dataset_fingerprint.json").write_text("{}")
         self.write(folder, labels={"background": 0, "liver": 1})
@@ -237,7 +237,7 @@ class TestAnotherDataSet:
         return folder
 
     def write(self, folder: Path, plans_name: str = "nnUNetPlans", **changes) -> None:
-        """Its plans and dataset.json: those of data set 7 but for these entries."""
+        """Its plans and dataset.json: those of dataset 7 but for these entries."""
         labels = changes.pop("labels", DATASET_JSON["labels"])
         (folder / "dataset.json").write_text(json.dumps({**DATASET_JSON, "labels": labels}))
         plans = self.plans(data_identifier="data", **changes)
@@ -277,7 +277,7 @@ class TestAnotherDataSet:
         assert self.cases().training == ["a", "b", "c"]
 
     def test_what_the_command_refuses(self, folder: Path) -> None:
-        """Of a data set itself: no labels, nothing preprocessed, nothing left to score on."""
+        """Of a dataset itself: no labels, nothing preprocessed, nothing left to score on."""
         content = json.loads((folder / "dataset.json").read_text())
         manager = PlansManager(self.plans(data_identifier="data") | {"dataset_name": folder.name})
         assert preprocessed_cases(manager, "3d_fullres", content).training == ["a", "b", "c"]
@@ -294,14 +294,14 @@ class TestAnotherDataSet:
         with pytest.raises(FileNotFoundError, match="missing or empty. Run: nnUNetv2_preprocess -d 8 -c 3d_fullres"):
             preprocessed_cases(manager, "3d_fullres", content)
 
-    def test_a_data_set_without_labels_is_refused(self, folder: Path) -> None:
+    def test_a_dataset_without_labels_is_refused(self, folder: Path) -> None:
         self.write(folder, labels={"background": 0, "body": 1})
         with pytest.raises(ValueError, match="probe_dataset is 8, but Dataset008_Labelled has no labels"):
             self.cases()
-        with pytest.raises(FileNotFoundError, match="no data set in .* is called Dataset009"):
+        with pytest.raises(FileNotFoundError, match="no dataset in .* is called Dataset009"):
             self.cases("9")
         (folder.parent / "Dataset008_Twin").mkdir()
         with pytest.raises(
-            FileNotFoundError, match="several data sets in .* are called Dataset008_.*Twin.*give the name"
+            FileNotFoundError, match="several datasets in .* are called Dataset008_.*Twin.*give the name"
         ):
             self.cases()
