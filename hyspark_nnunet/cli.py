@@ -76,6 +76,16 @@ def _add_checkpoint(commands: Any) -> None:
     _add_target(convert, "for nnunet: dataset (number or name) of the checkpoint")
     convert.add_argument("-f", dest="fold", default="all", help="for nnunet: fold (default: %(default)s)")
     convert.set_defaults(run=_run_convert)
+    publish = actions.add_parser(
+        "publish",
+        help="a folder to upload to the Hugging Face hub",
+        description="Writes a folder to upload to the Hugging Face hub: weights as .safetensors, config.json, the loss "
+        "curve and a model card, without paths and names of cases. The licence is left to you; upload the folder by: "
+        "hf upload ORG/NAME FOLDER.",
+    )
+    publish.add_argument("file", metavar="FILE", help=FILE_HELP)
+    publish.add_argument("folder", metavar="FOLDER", help="new or empty folder")
+    publish.set_defaults(run=_run_publish)
     probe = actions.add_parser(
         "probe",
         help="linear-probe Dice of encoders, without fine-tuning",
@@ -112,6 +122,12 @@ def _run_convert(arguments: argparse.Namespace) -> int:
     from hyspark_nnunet.commands.convert_checkpoint import convert_checkpoint
 
     return convert_checkpoint(**_options(arguments))
+
+
+def _run_publish(arguments: argparse.Namespace) -> int:
+    from hyspark_nnunet.commands.publish_checkpoint import publish_checkpoint
+
+    return publish_checkpoint(**_options(arguments))
 
 
 def _run_probe(arguments: argparse.Namespace) -> int:

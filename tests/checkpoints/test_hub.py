@@ -26,20 +26,12 @@ def write_repository(folder: Path, *names: str, value: float = 1.0) -> None:
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """What HF_ENDPOINT and HF_HOME say to a new process."""
     repositories = tmp_path / "repositories"
     write_repository(repositories / "team/model/main", "model.safetensors")
     write_repository(repositories / "team/model/v2", "model.safetensors", value=2.0)
     write_repository(repositories / "team/several/main", "a.pth", "folder/b.safetensors")
     write_repository(repositories / "team/none/main")
-    with served(repositories) as hub:
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        for name, value in (
-            ("ENDPOINT", hub.url),
-            ("HUGGINGFACE_CO_URL_TEMPLATE", template),
-            ("HF_HUB_CACHE", str(tmp_path / "cache")),
-        ):
-            monkeypatch.setattr(constants, name, value)
+    with served(repositories, tmp_path / "cache", monkeypatch) as hub:
         yield hub
 
 
