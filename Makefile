@@ -2,7 +2,7 @@
 # make demo     the whole way on made data               make parity   numbers of the public release
 #                                                        make benchmark   time and memory, an hour on two cores
 # make docs     the documentation as a site, in site/    make dist     wheel and sdist, installed and tried
-# make kills    40 kills of a training, each continued
+# make kills    40 kills of a training and 20 of preprocessing, each continued
 #
 # Other versions: make env TORCH=torch==2.12.0; another Python: make env PYTHON=python3.12
 SHELL := bash
@@ -83,6 +83,7 @@ benchmark: env
 # make test kills a training four times
 kills: env
 	KILLS=40 $(BIN)/python -m pytest tests/long_trainings/test_kills.py -v -s
+	KILLS=20 $(BIN)/python -m pytest tests/preprocessing/test_interruptions.py -v -s
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

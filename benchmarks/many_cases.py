@@ -1,4 +1,4 @@
-"""How long prepare, check and pool take for many cases, and how memory grows with their number.
+"""How long prepare, check, pool and preprocess take for many cases, and how memory grows with their number.
 
 Tiny files (16 x 16 x 12 voxels, int16), so that what is measured is the cost per case and not that of the voxels.
 
@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+KINDS = ("raw", "preprocessed", "results")  # folders of nnU-Net
+PARTS = 4
+
 
 def write_scans(folder: Path, count: int) -> None:
     """Blocks of tissue in air with noise of their own; uncompressed size 6 kB each."""
@@ -31,7 +34,7 @@ def write_scans(folder: Path, count: int) -> None:
         sitk.WriteImage(image, str(folder / f"scan{i:05d}.nii.gz"), True)
 
 
-def measured(words: tuple[str, ...], raw: Path) -> tuple[float, float, float, float]:
+def measured(words: tuple[str, ...], home: Path) -> tuple[float, float, float, float]:
     """What a command takes.
 
     Returns:
@@ -47,13 +50,12 @@ def measured(words: tuple[str, ...], raw: Path) -> tuple[float, float, float, fl
         "    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
         "    print('peaks', status, *peaks, sum(use.ru_utime + use.ru_stime for use in used))\n"
     )
-    script = raw.parent / "run.py"
+    script = home / "run.py"
     script.write_text(code, encoding="utf-8")
-    others = {k: v for k, v in os.environ.items() if k not in ("nnUNet_preprocessed", "nnUNet_results")}
-    environment = {**others, "nnUNet_raw": str(raw)}
+    environment = {**os.environ, **{f"nnUNet_{kind}": str(home / kind) for kind in KINDS}}
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, str(script), "dataset", *words],
+        [sys.executable, str(script), *words],
         env=environment,
         capture_output=True,
         text=True,
@@ -78,16 +80,24 @@ def main() -> None:
     home = Path(tempfile.mkdtemp(prefix="many_cases_"))
     try:
         for count in arguments.cases:
-            raw = home / f"raw{count}"
-            raw.mkdir()
-            write_scans(home / f"scans{count}", count)
+            project = home / str(count)
+            for kind in KINDS:
+                (project / kind).mkdir(parents=True)
+            write_scans(project / "scans", count)
             several = ("-np", str(arguments.processes))
-            for name, words in {
-                "prepare": ("prepare", str(home / f"scans{count}"), "-d", "60", "-n", "Many", *several),
-                "check": ("check", "60", *several),
-                "pool": ("pool", "--from", "60", "-d", "70", "-n", "Pool", *several),
-            }.items():
-                seconds, used, own, worker = measured(words, raw)
+            commands = {
+                "prepare": ("dataset", "prepare", str(project / "scans"), "-d", "60", "-n", "Many", *several),
+                "check": ("dataset", "check", "60", *several),
+                "pool": ("dataset", "pool", "--from", "60", "-d", "70", "-n", "Pool", *several),
+                "plan": ("plan", "-d", "60", "-preset", "S", "--fingerprint-cases", "100", "-npfp", several[1]),
+            }
+            for part in (f"{number}/{PARTS}" for number in range(1, PARTS + 1)):
+                commands[f"preprocess, part {part}"] = (
+                    *("preprocess", "-d", "60", "-p", "nnUNetHySparKSPlans", "--part", part),
+                    *several,
+                )
+            for name, words in commands.items():
+                seconds, used, own, worker = measured(words, project)
                 print(f"| {count:,} | {name} | {seconds:.0f} | {used:.0f} | {own:.0f} | {worker:.0f} |", flush=True)
     finally:
         shutil.rmtree(home)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hyspark_nnunet import __version__
-from hyspark_nnunet.commands.plan_options import add_plan_commands
+from hyspark_nnunet.commands.plan_options import add_plan_commands, add_preprocess_command
 
 FILE_HELP = ".pth or .safetensors, of ours or of the HySparK release; or hf://ORG/NAME[/FILE][@REVISION]"
 
@@ -256,6 +256,7 @@ def _add_planning(commands: Any) -> None:
     plan, plan_and_preprocess = add_plan_commands(commands)
     plan.set_defaults(run=_run_plan)
     plan_and_preprocess.set_defaults(run=_run_plan_and_preprocess)
+    add_preprocess_command(commands).set_defaults(run=_run_preprocess)
 
 
 def _run_plan(arguments: argparse.Namespace) -> int:
@@ -268,8 +269,13 @@ def _run_plan(arguments: argparse.Namespace) -> int:
 def _run_plan_and_preprocess(arguments: argparse.Namespace) -> int:
     from hyspark_nnunet.commands.plan import plan_and_preprocess
 
-    plan_and_preprocess(arguments)
-    return 0
+    return plan_and_preprocess(arguments)
+
+
+def _run_preprocess(arguments: argparse.Namespace) -> int:
+    from hyspark_nnunet.commands.preprocess import run_preprocess
+
+    return run_preprocess(arguments)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,7 @@ LAYERS = (
     ("loading", "training.loss", "training.runtime"),
     ("training.data",),
     ("training.probe",),
-    ("training", "planning"),
+    ("training", "planning", "preprocessing"),
     ("commands",),
     ("cli", "demo", "train"),
 )

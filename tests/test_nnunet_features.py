@@ -88,10 +88,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     regions = {"background": 0, "whole": [1, 2], "ball": 2}
     write_balls(project.raw, 22, "Nested", regions, shape=(32, 32, 32), regions_class_order=[1, 2])
     plan(project, 21, "-c", "3d_fullres", "2d")
-    plan(project, 22, "-c", "3d_fullres", "--like", "21")
+    printed = plan(project, 22, "-c", "3d_fullres", "--like", "21", "--fingerprint-cases", "4")
+    assert "Fingerprint of 4 of 5 cases" in printed and "5 cases, 5 preprocessed" in printed
     plan(project, 22, "-c", "3d_fullres")
     file = project.preprocessed / NESTED / f"{PLANS}.json"
     plans = json.loads(file.read_text())
+    assert plans["fingerprint_sample"] == {"cases": 4, "of": 5, "seed": 12345}
     coarse = {
         "inherits_from": "3d_fullres",
         "data_identifier": f"{PLANS}_3d_lowres",

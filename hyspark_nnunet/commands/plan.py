@@ -11,15 +11,13 @@ from typing import Any
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprints,
     plan_experiment_dataset,
-    preprocess,
 )
 
 from hyspark_nnunet.commands.plan_options import PREPROCESSOR
+from hyspark_nnunet.commands.preprocess import preprocess_configurations
+from hyspark_nnunet.planning.fingerprint import extract_sampled_fingerprint
 from hyspark_nnunet.planning.like import plan_like, source_plans_of
 from hyspark_nnunet.planning.planner import HySparKPlanner
-
-# of nnUNetv2_plan_and_preprocess
-PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 
 
 def plan(arguments: argparse.Namespace) -> str:
@@ -41,9 +39,15 @@ def plan(arguments: argparse.Namespace) -> str:
         raise ValueError(f"-like_plans {a.like_plans} names plans of another dataset: name that dataset with --like")
     # first, because fingerprints take long
     source = None if a.like is None else source_plans_of(a.like, a.preset, a.like_plans)
-    extract_fingerprints(
-        a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
-    )
+    if a.fingerprint_cases is None:
+        extract_fingerprints(
+            a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
+        )
+    else:
+        for dataset in a.d:
+            extract_sampled_fingerprint(
+                dataset, a.fpe, a.fingerprint_cases, a.npfp, a.verify_dataset_integrity, a.clean, not a.no_pbar
+            )
     names = [_plan_dataset(dataset, a, source) for dataset in a.d]
     print(
         f"Train with -p {names[0]} and HySparKPretrainTrainer or HySparKFinetuneTrainer. nnUNetTrainer trains the "
@@ -52,14 +56,28 @@ def plan(arguments: argparse.Namespace) -> str:
     return names[0]
 
 
-def plan_and_preprocess(arguments: argparse.Namespace) -> None:
-    """Runs ``plan``, then nnU-Net's preprocessing."""
+def plan_and_preprocess(arguments: argparse.Namespace) -> int:
+    """Runs ``plan``, then ``preprocess``; cases that do not fit the new plans are replaced, as by nnU-Net's command.
+
+    Returns:
+        exit status: 1 if a case could not be preprocessed.
+    """
     a = arguments
     name = plan(a)
-    if a.no_pp:
-        return
-    processes = [PROCESSES.get(c, 4) for c in a.c] if a.np is None else a.np
-    preprocess(a.d, name, a.c, processes, a.verbose, show_progress_bar=not a.no_pbar)
+    status = 0
+    for dataset in [] if a.no_pp else a.d:
+        status |= preprocess_configurations(
+            str(dataset),
+            name,
+            a.c,
+            a.np,
+            skip_unplanned=True,
+            replace_stale=True,
+            overwrite=a.overwrite,
+            skip_bad=a.skip_bad,
+            show_progress=not a.no_pbar,
+        )
+    return status
 
 
 def _plan_dataset(dataset: int, a: argparse.Namespace, source: dict[str, Any] | None) -> str:

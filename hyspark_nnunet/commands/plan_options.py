@@ -25,6 +25,9 @@ def add_plan_commands(commands: Any) -> tuple[argparse.ArgumentParser, argparse.
     )
     shared.add_argument("-preprocessor_name", default=PREPROCESSOR, help="a preprocessor of nnU-Net")
     shared.add_argument("-fpe", default="DatasetFingerprintExtractor", help="a fingerprint extractor of nnU-Net")
+    shared.add_argument(
+        "--fingerprint-cases", type=int, metavar="N", help="fingerprint of N random cases (default: of all)"
+    )
     shared.add_argument("-npfp", type=int, default=8, metavar="N", help="processes for the fingerprint")
     shared.add_argument("--verify_dataset_integrity", action="store_true", help="check the dataset first")
     shared.add_argument("--clean", action="store_true", help="extract fingerprints again")
@@ -40,12 +43,37 @@ def add_plan_commands(commands: Any) -> tuple[argparse.ArgumentParser, argparse.
     both = commands.add_parser(
         "plan_and_preprocess",
         parents=[shared],
-        help="plan, then run nnU-Net's preprocessing",
+        help="plan, then preprocess",
         description="nnUNetv2_plan_and_preprocess with HySparK's planner.",
     )
     both.add_argument("--no_pp", action="store_true", help="only plan")
     both.add_argument(
         "-c", nargs="+", default=["2d", "3d_fullres", "3d_lowres"], help="configurations (default: %(default)s)"
     )
-    both.add_argument("-np", type=int, nargs="+", help="number of processes, or one number per configuration")
+    add_preprocessing_options(both)
     return plan, both
+
+
+def add_preprocess_command(commands: Any) -> argparse.ArgumentParser:
+    """Adds ``preprocess``; the caller sets what runs it."""
+    parser = commands.add_parser(
+        "preprocess",
+        help="nnU-Net's preprocessing, resumed where it ended and divided among machines",
+        description="Preprocesses the cases that are not done, by nnU-Net's own code and into its own folder. "
+        "Interrupt it at any time; the same command continues.",
+    )
+    parser.add_argument("-d", dest="dataset", required=True, help="data set (number or name)")
+    parser.add_argument(
+        "-c", nargs="+", default=["3d_fullres"], dest="configurations", help="configurations (default: %(default)s)"
+    )
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
+    parser.add_argument("--part", default="1/1", metavar="N/OF", help="only this part of the cases: 3/16")
+    add_preprocessing_options(parser)
+    return parser
+
+
+def add_preprocessing_options(parser: argparse.ArgumentParser) -> None:
+    """Options of both commands that preprocess."""
+    parser.add_argument("-np", type=int, nargs="+", help="number of processes, or one number per configuration")
+    parser.add_argument("--overwrite", action="store_true", help="preprocess cases again that are done")
+    parser.add_argument("--skip-bad", action="store_true", help="exit status 0 even if cases cannot be preprocessed")

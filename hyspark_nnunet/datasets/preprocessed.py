@@ -38,7 +38,8 @@ def plans_in(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def holds_cases(folder: Path | None) -> bool:
     """Whether there is anything in the folder of a configuration's preprocessed cases."""
-    return folder is not None and folder.is_dir() and any(folder.iterdir())
+    # hidden: what hyspark_nnunet preprocess has noted about them
+    return folder is not None and folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir())
 
 
 def check_holds_cases(folder: Path | None, plans_manager: PlansManager, configuration_name: str) -> None:

@@ -16,6 +16,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.datasets.preprocessed import plans_in, preprocessed_folder
+from hyspark_nnunet.planning.fingerprint import note_sample
 from hyspark_nnunet.planning.planner import PLANS_NAME, HySparKPlanner
 
 
@@ -75,6 +76,7 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
         "image_reader_writer": planner.determine_reader_writer().__name__,
         "foreground_intensity_properties_per_channel": fingerprint["foreground_intensity_properties_per_channel"],
     }
+    note_sample(plans, fingerprint)
     for configuration_name, configuration in plans["configurations"].items():
         if "data_identifier" in configuration:
             configuration["data_identifier"] = f"{name}_{configuration_name}"

@@ -11,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
 from hyspark_nnunet.architectures.presets import PRESETS
+from hyspark_nnunet.planning.fingerprint import note_sample
 from hyspark_nnunet.planning.memory import CUDA_RESERVE, GIB
 from hyspark_nnunet.planning.step_memory import StepMemory, finetuning_memory, pretraining_memory
 
@@ -158,6 +159,7 @@ class HySparKPlanner(ExperimentPlanner):
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """As nnU-Net's; says what memory the sizes were chosen for."""
+        note_sample(plans, self.dataset_fingerprint)
         super().save_plans(plans)
         print(self.describe_memory(plans))
 
