@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
 from hyspark_nnunet.demo.synthetic_data import write_dataset
+from hyspark_nnunet.training.case_reconstruction import cases_to_reconstruct
 from tests.nnunet_project import FINETUNER, PRETRAINER, Project
 
 UNLABELLED, LABELLED = "Dataset060_MadeUnlabelled", "Dataset006_MadeOrgans"
@@ -121,14 +122,17 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss(pretrained: Path) -> Non
     assert best["current_epoch"] == int(np.argmin(losses)) + 1
 
 
-def test_validation_alone_gives_the_same_numbers(pretrained: Path, project: Project) -> None:
+def test_validation_alone_of_some_cases_gives_the_same_numbers(pretrained: Path, project: Project) -> None:
     summary = pretrained / "validation/summary.json"
-    before = json.loads(summary.read_text())
+    before = {entry["case"]: entry for entry in json.loads(summary.read_text())["metric_per_case"]}
     summary.unlink()
-    project.train(60, "all", PRETRAINER, "--val")
-    after = json.loads(summary.read_text())
-    for first, again in zip(before["metric_per_case"], after["metric_per_case"], strict=True):
-        assert again["case"] == first["case"] and again["n_patches"] == first["n_patches"]
+    printed = project.train(60, "all", PRETRAINER, "--val", HYSPARK_FINAL_VALIDATION_CASES="3")
+    assert "Final validation of 3 of 5 validation cases" in printed
+    after = json.loads(summary.read_text())["metric_per_case"]
+    assert [entry["case"] for entry in after] == cases_to_reconstruct(list(before), 3)
+    for again in after:
+        first = before[again["case"]]
+        assert again["n_patches"] == first["n_patches"]
         assert again["metrics"] == pytest.approx(first["metrics"], rel=1e-4)
 
 
@@ -138,10 +142,12 @@ def test_pretraining_continues(pretrained: Path, project: Project, tmp_path: Pat
     shutil.copytree(project.results / UNLABELLED, copied.results / UNLABELLED)
     before = read_checkpoint(pretrained / "checkpoint_final.pth")
     elsewhere = {"nnUNet_results": str(copied.results)}
-    printed = project.train(60, "all", PRETRAINER, "--c", HYSPARK_NUM_EPOCHS="3", **elsewhere)
+    settings = {"HYSPARK_NUM_EPOCHS": "3", "HYSPARK_FINAL_VALIDATION_CASES": "0"}
+    printed = project.train(60, "all", PRETRAINER, "--c", **settings, **elsewhere)
     folder = copied.fold_folder(UNLABELLED, PRETRAINER, "all")
     after = read_checkpoint(folder / "checkpoint_final.pth")
     assert "Epoch 2" in printed and "Epoch 1" not in printed and "random weights" not in printed
+    assert json.loads((folder / "validation/summary.json").read_text())["metric_per_case"] == []
     assert before["current_epoch"] == 2 and after["current_epoch"] == 3
     assert after["logging"]["val_losses"][:2] == before["logging"]["val_losses"]
     assert not list(folder.glob("earlier_*"))

@@ -219,6 +219,14 @@ class PretrainRecipe(Recipe):
         meaning="nnU-Net's noise, blur, brightness, contrast, low resolution and gamma; input: for what the network "
         "sees, with the clean image as target; both: also for the target",
     )
+    final_validation_cases: int | None = documented(
+        40,
+        NOT_NEGATIVE,
+        unit="cases",
+        source=OURS,
+        meaning="validation cases, chosen at random, that are reconstructed after the last epoch; 0: skip this; "
+        "none: no limit, all cases",
+    )
     num_pictures: int = documented(
         4, NOT_NEGATIVE, unit="cases", source=OURS, meaning="validation cases with a picture of their reconstruction"
     )

@@ -1,6 +1,7 @@
 """The reconstruction error of complete cases, patch by patch."""
 
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.masking import mask_grid, view_at
-from hyspark_nnunet.training.data.held_out import fixed_mask
+from hyspark_nnunet.training.data.held_out import SEED, fixed_mask
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.visualisation import restore_intensities
 
@@ -85,6 +86,12 @@ def reconstruct_case(
     )
 
 
+def cases_to_reconstruct(cases: Sequence[str], limit: int | None) -> list[str]:
+    """At most ``limit`` cases, the same in every run, in order; None: all."""
+    cases = sorted(cases)
+    return cases if limit is None or limit >= len(cases) else sorted(random.Random(SEED).sample(cases, limit))
+
+
 def write_summary(results: Sequence[Mapping[str, Any]], about: Mapping[str, Any], path: Path) -> dict[str, float]:
     """Writes the results of all cases and their mean as JSON.
 
@@ -94,10 +101,10 @@ def write_summary(results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
         path: of the file.
 
     Returns:
-        the mean of each metric.
+        the mean of each metric; empty if there are no results.
     """
     names = ("reconstruction_loss", "mean_absolute_error")
-    mean = {name: float(np.mean([result["metrics"][name] for result in results])) for name in names}
+    mean = {name: float(np.mean([result["metrics"][name] for result in results])) for name in names if results}
     with replacing(path) as beside:
         beside.write_text(json.dumps({"metric_per_case": results, "mean": mean, **about}, indent=2), encoding="utf-8")
     return mean

@@ -1,5 +1,6 @@
 """Self-supervised pre-training on preprocessed nnU-Net datasets, for any family of networks."""
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible,
 from hyspark_nnunet.recipe.fields import OF_INPUT
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
-from hyspark_nnunet.training.case_reconstruction import reconstruct_case, write_summary
+from hyspark_nnunet.training.case_reconstruction import cases_to_reconstruct, reconstruct_case, write_summary
 from hyspark_nnunet.training.data.held_out import HeldOutPatches
 from hyspark_nnunet.training.data.image_transforms import pretraining_transforms
 from hyspark_nnunet.training.data.loader_processes import augmenter
@@ -273,7 +274,9 @@ class PretrainTrainer(RecipeTrainer):
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """The last step of nnU-Net's command: the reconstruction error of all validation cases, and a few pictures.
+        """The last step of nnU-Net's command: the reconstruction error of validation cases, and a few pictures.
+
+        With thousands of cases this would take hours: ``final_validation_cases`` of the recipe limits them.
 
         Args:
             save_probabilities: not used; pre-training has none.
@@ -281,8 +284,11 @@ class PretrainTrainer(RecipeTrainer):
         self.network.eval()
         folder = Path(self.output_folder) / "validation"
         folder.mkdir(parents=True, exist_ok=True)
-        _, keys = self.do_split()
-        keys = sorted(keys)
+        start = time.monotonic()
+        _, every = self.do_split()
+        keys = cases_to_reconstruct(every, self.recipe.final_validation_cases)
+        selected = f"{len(keys)} of {len(every)} validation cases"
+        self.print_to_log_file(f"Final validation of {selected} (final_validation_cases)")
         pictured = set(keys[: self.recipe.num_pictures])
         # rounds in which all processes have a case
         rounds = len(keys) // world_size()
@@ -315,8 +321,15 @@ class PretrainTrainer(RecipeTrainer):
                 )
         results = sorted(self.gather(results), key=lambda result: result["case"])
         if self.rank == 0:
-            about = {"mask_ratio": self.recipe.mask_ratio, "mask_unit": list(self.unit), "epoch": self.current_epoch}
+            about = {
+                "selected_cases": selected,
+                "mask_ratio": self.recipe.mask_ratio,
+                "mask_unit": list(self.unit),
+                "epoch": self.current_epoch,
+            }
             mean = write_summary(results, about, folder / "summary.json")
-            self.logger.log_summary("final_val/reconstruction_loss", mean["reconstruction_loss"])
-            self.print_to_log_file(f"Validation complete: {folder / 'summary.json'}")
-            self.print_to_log_file("Mean reconstruction loss: ", mean["reconstruction_loss"])
+            seconds = round(time.monotonic() - start)
+            self.print_to_log_file(f"Validation complete after {seconds} s: {folder / 'summary.json'}")
+            if mean:
+                self.logger.log_summary("final_val/reconstruction_loss", mean["reconstruction_loss"])
+                self.print_to_log_file("Mean reconstruction loss: ", mean["reconstruction_loss"])

@@ -39,6 +39,7 @@ PRETRAIN = {
     "mask_block": 1,
     "standardise_targets": True,
     "intensity_augmentation": "none",
+    "final_validation_cases": 40,
     "num_pictures": 4,
     "picture_every": 50,
     "probe_every": 10,

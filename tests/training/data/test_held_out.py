@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hyspark_nnunet.training.case_reconstruction import reconstruct_case
+from hyspark_nnunet.training.case_reconstruction import cases_to_reconstruct, reconstruct_case
 from hyspark_nnunet.training.data.held_out import HeldOutPatches, fixed_mask
 
 
@@ -108,6 +108,14 @@ def test_a_case_is_covered(size: tuple) -> None:
         deviation = (units - units.mean((2, 4, 6), keepdim=True)).abs().mean((2, 4, 6))
         deviations.append(deviation[:, ~visible[0]].mean().item())
     assert case.mean_absolute_error == pytest.approx(np.mean(deviations), rel=1e-4)
+
+
+def test_the_cases_of_the_last_validation_are_the_same_in_every_run() -> None:
+    cases = [f"case{number}" for number in range(20)]
+    some = cases_to_reconstruct(cases, 5)
+    assert some == cases_to_reconstruct(cases[::-1], 5) == sorted(set(some)) and len(some) == 5
+    assert cases_to_reconstruct(cases, 0) == []
+    assert cases_to_reconstruct(cases, None) == cases_to_reconstruct(cases, 20) == sorted(cases)
 
 
 def test_a_volume_is_covered_slice_by_slice() -> None:
