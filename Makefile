@@ -35,7 +35,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 # Without the constraint pip would replace this torch: the newest torchvision asks for the newest torch.
-# The file changes, and the environment is installed anew, only when other versions are asked for.
+# The file changes, and the environment is installed again, only if other versions are requested.
 $(PINS): FORCE | $(BIN)/python
 	@printf '%s\n' '$(TORCH)' '$(NNUNETV2)' | cmp -s - $@ || printf '%s\n' '$(TORCH)' '$(NNUNETV2)' > $@
 

@@ -1,4 +1,4 @@
-"""Build steps behind pyproject.toml: the start-up file through which nnU-Net finds the trainers by itself.
+"""Build step in addition to pyproject.toml: the start-up file through which nnU-Net finds the trainers.
 
 nnU-Net searches the folders of the environment variable ``nnUNet_extTrainer``. A ``.pth`` file in site-packages appends
 the folder of ``nnunetv2_plugins`` to it whenever Python starts: in the commands of nnU-Net, in DDP workers, in spawned
@@ -14,8 +14,8 @@ PTH_NAME = "hyspark_nnunet.pth"
 PLUGINS = "nnunetv2_plugins"
 SHIM = "hyspark_trainers.py"
 
-# Runs at every start of Python: only os and sys, and it never raises. The folder is searched where imports are searched
-# and not taken from the local variable 'sitedir' of Python's site module, which is no documented interface.
+# Runs at every start of Python, so it imports only os and sys and never raises. The folder is searched in sys.path,
+# because the local variable 'sitedir' of Python's site module is not a documented interface.
 STARTUP_CODE = """\
 try:
     import os, sys
@@ -46,7 +46,7 @@ class BuildWithStartupFile(build_py):
     def run(self) -> None:
         super().run()
         if self.editable_mode:
-            # an editable wheel takes its modules from here, and everything else from what 'install' would install
+            # an editable wheel uses the modules of this folder, and all other files as 'install' would install them
             repository = str(Path(__file__).resolve().parent)
             self._write(Path(self.get_finalized_command("install").install_lib), startup_line(repr([repository])))
         else:

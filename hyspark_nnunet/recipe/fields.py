@@ -1,4 +1,4 @@
-"""What a field of a recipe is: its default, its unit, what it may be, and how it is read from text."""
+"""Fields of a recipe: default, unit, allowed values, and how a value is read from text."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ OURS = "this project"
 
 @dataclass(frozen=True)
 class Allowed:
-    """Values a field may take, in words that follow "it must", and as a test."""
+    """Allowed values of a field: words that follow "it must", and a test."""
 
     words: str
     test: Callable[[Any], bool]
@@ -56,14 +56,14 @@ TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no"
 
 # untyped result, as dataclasses.field has: the annotation beside it says the type
 def documented(default: Any, allowed: Allowed, *, unit: str, source: str, meaning: str) -> Any:
-    """A dataclass field that knows what it means.
+    """A dataclass field with its documentation.
 
     Args:
-        default: value where nobody says another.
-        allowed: values; None is allowed besides, where the annotation says so.
+        default: value if none is set.
+        allowed: values, in addition to None for optional fields.
         unit: of the value.
-        source: where the default comes from.
-        meaning: what the field is for; ends error messages, too.
+        source: of the default.
+        meaning: of the field; also the end of error messages.
     """
     metadata = {"help": meaning, "unit": unit, "source": source, "allowed": allowed}
     return dataclasses.field(default=default, metadata=metadata)
@@ -75,7 +75,7 @@ def recipe_fields(recipe_class: type) -> list[Field[Any]]:
 
 
 def variable_name(field: str, kind: str | None = None) -> str:
-    """The environment variable of a field, for both trainers or for one ("pretrain", "finetune")."""
+    """The environment variable that sets a field for both trainers, or for "pretrain" or "finetune"."""
     return PREFIX + (field if kind is None else f"{kind}_{field}").upper()
 
 
@@ -84,7 +84,7 @@ def is_optional(field: Field[Any]) -> bool:
 
 
 def _type_of(field: Field[Any]) -> type:
-    """The type of a field's values besides None."""
+    """The type of a field's values other than None."""
     return next(t for t in (*get_args(field.type), field.type) if t in TYPE_WORDS)
 
 
@@ -97,7 +97,7 @@ def checked_type(value: Any, field: Field[Any], label: str) -> Any:
     expected = _type_of(field)
     if value is None and is_optional(field):
         return None
-    # to Python, True is a number
+    # True is an int in Python
     if isinstance(value, bool) and expected is not bool:
         raise _wrong_type(value, field, label)
     if expected is float and isinstance(value, int):
@@ -118,5 +118,5 @@ def parsed(text: str, field: Field[Any], label: str) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """A value as a person would type it into a variable."""
+    """A value as it is written in an environment variable."""
     return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else f"{value}"

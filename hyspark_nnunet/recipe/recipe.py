@@ -1,6 +1,6 @@
-"""The recipes of both trainers: every hyperparameter with its default, its unit and where it comes from.
+"""The recipes of both trainers: every hyperparameter with its default, its unit and its source.
 
-Where values come from: ``recipe_sources``.
+``sources`` reads the values from plans and environment variables.
 """
 
 import dataclasses
@@ -42,10 +42,10 @@ from hyspark_nnunet.recipe.fields import (
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What both trainers share.
+    """Hyperparameters of both trainers.
 
     Raises:
-        ValueError: a value is not allowed; names the field, the value, and what is.
+        ValueError: a value is not allowed; the message has the field, the value and what is allowed.
     """
 
     kind: ClassVar[str]
@@ -148,16 +148,16 @@ class Recipe:
         return ValueError(f"{field.name} is {value!r}, but it must {words}: {field.metadata['help']}{hint}")
 
     def source_of(self, name: str) -> str:
-        """Where a field's value comes from."""
+        """The source of a field's value."""
         is_default = getattr(self, name) == type(self).__dataclass_fields__[name].default
         return self.sources.get(name, "default" if is_default else "argument")
 
     def as_dict(self) -> dict[str, Any]:
-        """The values by name, as JSON and checkpoints take them."""
+        """The values by name, for JSON and checkpoints."""
         return {field.name: getattr(self, field.name) for field in recipe_fields(type(self))}
 
     def describe(self) -> str:
-        """A table of fields, values and where they come from."""
+        """A table of fields, values and their sources."""
         rows = [(name, text_of(value), self.source_of(name)) for name, value in self.as_dict().items()]
         rows = [("field", "value", "from"), *rows]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
@@ -255,7 +255,7 @@ class PretrainRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # which parameters decay is read off a weight decay that is not zero (schedules.ProgressScheduler)
+        # schedules.ProgressScheduler takes parameters with a weight decay of 0 for those that never decay
         if self.weight_decay == 0 and self.final_weight_decay != 0:
             raise ValueError(
                 f"weight_decay is 0 and final_weight_decay {self.final_weight_decay}, but a weight decay cannot rise "
@@ -328,7 +328,7 @@ RECIPES: Mapping[str, type[Recipe]] = {recipe.kind: recipe for recipe in (Pretra
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Writes values and sources as JSON; a reader sees the old file or the new one, whole."""
+    """Writes values and sources as JSON; a reader sees the old file or the complete new one."""
     sources = {name: recipe.source_of(name) for name in recipe.as_dict()}
     content = json.dumps({"trainer": recipe.kind, "recipe": recipe.as_dict(), "sources": sources}, indent=4)
     with replacing(path) as beside:

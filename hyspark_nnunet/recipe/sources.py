@@ -1,4 +1,4 @@
-"""The recipe in force: defaults, overridden by the plan, overridden by the environment.
+"""The recipe of a training: defaults, overridden by the plans, overridden by the environment.
 
 "hyspark": {"preset": "S", "pretrain": {"num_epochs": 500}, "finetune": {"num_epochs": 250}}
 HYSPARK_NUM_EPOCHS=50 nnUNetv2_train ...             both trainers
@@ -25,16 +25,16 @@ Found = dict[str | None, list[tuple[str, Any, str]]]
 def resolve_recipe(
     recipe_class: type[R], section: Mapping[str, Any] | None, environment: Mapping[str, str] = os.environ
 ) -> R:
-    """The recipe in force: defaults, overridden by the plan, overridden by the environment.
+    """The recipe of a training: defaults, overridden by the plans, overridden by the environment.
 
-    In the plan and in the environment, what is said for one trainer overrides what is said for both. A field that only
-    the other trainer has is checked and not used.
+    In plans and environment, a value for one trainer overrides the value for both. Fields that only the other trainer
+    has are checked, but not used.
 
     Args:
         recipe_class: of the trainer.
         section: "hyspark" of the plan's configuration: field names, and "pretrain" and "finetune" with fields of one
-            trainer; None where the plan has none.
-        environment: variables; those named HYSPARK_... are read.
+            trainer; None if the plans have no such section.
+        environment: variables, of which those named HYSPARK_... are read.
 
     Raises:
         ValueError: a name is unknown, or a value has the wrong type or is not allowed.
@@ -43,7 +43,7 @@ def resolve_recipe(
     sources = {field.name: "default" for field in recipe_fields(recipe_class)}
     everything = (_from_plan(section), _from_environment(environment))
     for found in everything:
-        # those of one trainer after those of both
+        # values for one trainer override those for both
         for scope in (None, recipe_class.kind):
             for name, value, source in found.get(scope, []):
                 if name in sources:
@@ -55,7 +55,7 @@ def resolve_recipe(
 
 
 def _check_other_trainers(found: Found, recipe_class: type[Recipe]) -> None:
-    """Values of the other trainer are errors now, not when it is started after hours of this one."""
+    """Refuses wrong values of the other trainer now instead of when it starts, hours later."""
     for kind, other in RECIPES.items():
         fields = {} if other is recipe_class else _fields_of(kind)
         for name, value, source in [*found.get(None, []), *found.get(kind, [])]:
@@ -108,13 +108,13 @@ def _from_environment(environment: Mapping[str, str]) -> Found:
 
 
 def _fields_of(kind: str | None) -> dict[str, Field[Any]]:
-    """The fields of a trainer's recipe by name; of both recipes for None."""
+    """The fields of a trainer's recipe by name; None: of both recipes."""
     recipes = RECIPES.values() if kind is None else [RECIPES[kind]]
     return {field.name: field for recipe in recipes for field in recipe_fields(recipe)}
 
 
 def _unknown(name: str, valid: Collection[str], where: str) -> ValueError:
-    # the prefix of variables makes all of them alike
+    # without the prefix, which would make all names similar
     by_rest = {known.removeprefix(PREFIX): known for known in valid}
     close = difflib.get_close_matches(str(name).removeprefix(PREFIX), by_rest, n=1)
     if close:
