@@ -1,7 +1,7 @@
-"""Networks in Python, with pre-trained weights or without: nothing of nnU-Net's folders, plans or variables is needed.
+"""Networks in Python, with or without pre-trained weights. nnU-Net's folders, plans and variables are not needed.
 
-``import hyspark_nnunet`` offers these functions. What is loaded, adapted and left at random is decided as in the
-trainers (``checkpoints.transfer``).
+The functions are available in the top level, as ``hyspark_nnunet.load_network``. Weights are matched and adapted as in
+the trainers (``checkpoints.transfer``).
 """
 
 import warnings
@@ -16,7 +16,7 @@ from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.architectures.unet import HySparKUNet
 from hyspark_nnunet.building_blocks.encoder import HybridEncoder
 from hyspark_nnunet.checkpoints.report import TransferReport
-from hyspark_nnunet.checkpoints.sizes import decoder_expansions, encoder_sizes
+from hyspark_nnunet.checkpoints.sizes import decoder_expansions, required_encoder_sizes
 from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights
 from hyspark_nnunet.checkpoints.transfer import HEADS, transfer_weights
 
@@ -38,20 +38,20 @@ def load_network(
     input_channel_mapping: str | None = None,
     vit_num_heads: int | None = None,
 ) -> nn.Module:
-    """A segmentation network that starts from a file.
+    """Builds a segmentation network and loads the weights of a file into it.
 
-    Sizes come from the file; what is asked for here replaces them, and the weights are adapted as in the trainers.
+    Sizes come from the file. Arguments override them, and the weights are adapted as in the trainers.
 
     Args:
         file: anything that ``-pretrained_weights`` takes: a checkpoint of pre-training or fine-tuning, a file of the
             HySparK release, ``.pth`` or ``.safetensors``, or ``hf://ORG/NAME[/FILE][@REVISION]``.
-        num_classes: segmentation heads; None: one per label, or as many as the file has, with their weights.
+        num_classes: number of segmentation heads; None: one per label; without labels, the heads of the file.
         input_channels: channels of the image; None: as in the file.
         strides: of the stages, one number or one per axis; None: as the file says, or 2 behind the first stage.
         kernel_sizes: of the stages, one number or one per axis; None: as in the file.
         deep_supervision: return the logits of every level, fine to coarse.
-        labels: names of the heads: those that the file has, too, start from its weights.
-        channel_names: names of the image's channels: each starts from the file's channel of that name.
+        labels: names of the heads. Heads are loaded if the file has a label of that name.
+        channel_names: names of the image's channels. Each is loaded from the file's channel of that name.
         input_channel_mapping: channel of the file for each channel of the image, for example ``T1=CT, T2=CT``.
         vit_num_heads: attention heads; None: as the file says, or of size 32.
 
@@ -77,7 +77,7 @@ def load_network(
                 "for example num_classes=14"
             )
         num_classes = len(heads[0])
-        # heads without names are taken in their order
+        # without label names, heads keep their order
         described.setdefault("labels", [str(number) for number in range(num_classes)])
         labels = described["labels"]
     if labels is not None:
@@ -106,7 +106,7 @@ def load_encoder(
     input_channel_mapping: str | None = None,
     vit_num_heads: int | None = None,
 ) -> nn.Module:
-    """The encoder alone, for features: classification, detection, retrieval.
+    """Loads only the encoder of a file, for its features: classification, detection, retrieval.
 
     Args:
         file: as in ``load_network``.
@@ -147,7 +147,7 @@ def build_network(
     kernel_sizes: PerStage | None = None,
     deep_supervision: bool = False,
 ) -> HySparKUNet:
-    """HySparK's segmentation network with random weights.
+    """Builds HySparK's segmentation network with random weights.
 
     Args:
         preset: "S", "B" (HySparK-B of the release) or "L".
@@ -185,7 +185,7 @@ def build_network(
 
 
 class _Source(NamedTuple):
-    """A file's network with what was asked for in place of its own sizes."""
+    """The network in a file, with the sizes that were asked for instead of its own."""
 
     arguments: dict[str, Any]  # of the encoder, with conv_op
     description: dict[str, Any]  # of the new network, as ``checkpoints.description`` has it
@@ -201,11 +201,7 @@ def _source(
     channel_names: Sequence[str] | None,
     vit_num_heads: int | None,
 ) -> _Source:
-    sizes, described = encoder_sizes(weights.state), weights.description
-    if sizes is None:
-        raise ValueError(
-            f"{file} holds no complete HySparK encoder ({weights.origin}): it has {', '.join(list(weights.state)[:3])}"
-        )
+    sizes, described = required_encoder_sizes(weights.state, str(file), weights.origin), weights.description
     dims, notes = len(sizes.kernel_sizes[0]), []
     for name, values in (("strides", strides), ("kernel_sizes", kernel_sizes)):
         if values is not None and len(values) != sizes.n_stages:

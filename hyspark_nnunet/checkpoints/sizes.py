@@ -58,8 +58,27 @@ def encoder_sizes(state: Mapping[str, Tensor]) -> EncoderSizes | None:
     return EncoderSizes(stem.shape[1], features, blocks, expansions, kernels, vit_width, n_transformer_blocks)
 
 
+def required_encoder_sizes(state: Mapping[str, Tensor], file: str, origin: str) -> EncoderSizes:
+    """``encoder_sizes`` of a file that must hold a complete encoder.
+
+    Args:
+        state: weights under our names.
+        file: their file, for the message.
+        origin: what the file is, in words.
+
+    Raises:
+        ValueError: tensors of the encoder are missing.
+    """
+    if (sizes := encoder_sizes(state)) is None:
+        raise ValueError(
+            f"{file} holds no complete HySparK encoder ({origin}): it has {', '.join(list(state)[:3])}. Give a "
+            "checkpoint of HySparKPretrainTrainer or HySparKFinetuneTrainer, or a file of the HySparK release."
+        )
+    return sizes
+
+
 def decoder_expansions(state: Mapping[str, Tensor]) -> list[int] | None:
-    """Expansions of the segmentation decoder's blocks on the skips, fine to coarse; None where it has none."""
+    """Expansions of the segmentation decoder's blocks on the skips, fine to coarse; None if there is none."""
     levels = 1 + _highest(state, r"decoder\.levels\.(\d+)\.skip_block\.")
     expand = [state.get(f"decoder.levels.{level}.skip_block.expand.weight") for level in reversed(range(levels))]
     found = [weight.shape[0] // weight.shape[1] for weight in expand if weight is not None]

@@ -14,7 +14,7 @@ from torch import Tensor
 from hyspark_nnunet.architectures.from_plans import decoder_width
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints.reference import own_form, to_reference
-from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes
+from hyspark_nnunet.checkpoints.sizes import EncoderSizes, required_encoder_sizes
 from hyspark_nnunet.checkpoints.storage import (
     SourceWeights,
     read_weights,
@@ -65,11 +65,8 @@ def convert_checkpoint(
     if kind == NNUNET and dataset is None:
         raise ValueError("a checkpoint of nnU-Net belongs to a dataset: name it with -d (and -c, -p)")
     weights = read_weights(file)
-    form, sizes = own_form(weights.state), encoder_sizes(weights.state)
-    if form is None or sizes is None:
-        raise ValueError(
-            f"{file} holds no complete HySparK encoder ({weights.origin}): it has {', '.join(list(weights.state)[:3])}"
-        )
+    sizes, form = required_encoder_sizes(weights.state, file, weights.origin), own_form(weights.state)
+    assert form is not None  # it has an encoder
     lines: list[str] = []
     left_out: list[str] = []
     if kind == SAFETENSORS:
