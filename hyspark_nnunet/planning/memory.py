@@ -1,13 +1,12 @@
-"""How much memory a training step takes, found without taking it.
+"""Estimates the memory of a training step without taking it.
 
-The networks themselves run, forward and backward, on tensors that have a shape and no storage (torch's FakeTensorMode),
-while a mode adds up what is alive. So nothing here knows how the networks are made: what they save for the
-backward pass, recompute or free is counted as it happens, transient buffers included.
+The networks run forward and backward on tensors without storage (``shape_only``), while the bytes of the tensors alive
+are added up. So nothing here knows how the networks are built: what they save for the backward pass, recompute or free
+is counted as it happens, transient buffers included.
 
-The same numbers come out on every machine, with or without a GPU: a plan must not depend on where it was made.
+The numbers are the same on every machine, with or without a GPU: a plan must not depend on where it was made.
 """
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,52 +16,17 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hyspark_nnunet.masking import num_visible_units
+from hyspark_nnunet.planning.shape_only import LiveBytes
 from hyspark_nnunet.training.loss import reconstruction_loss
 
 GIB = 2**30
 # CUDA's context and cuDNN's workspaces, which no tensor holds
 CUDA_RESERVE = GIB
-# what autocast computes in float32 on CUDA and not on the CPU, as far as our networks and nnU-Net's loss use it
+# functions of our networks and of nnU-Net's loss that autocast computes in float32 on CUDA but not on the CPU
 FLOAT32_ON_CUDA = [(F, "layer_norm"), (F, "softmax"), (F, "cross_entropy"), (torch, "layer_norm"), (torch, "softmax")]
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors made under it that are alive.
-
-    Attributes:
-        now: at the moment.
-        peak: at most.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())  # views share one
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.now += size
-            weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 def pretraining_bytes(
@@ -128,25 +92,24 @@ def of_nnunets_loss(logits: Tensor | list[Tensor]) -> Tensor:
 
 
 def step_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
-    """Peak memory of a training step: weights, gradients, AdamW's two moments, and what the step holds at most.
+    """Peak memory of a training step in bytes: weights, gradients, AdamW's two moments, activations.
+
+    The step of AdamW itself is not run: where activations matter, the peak is in the backward pass.
 
     Args:
         network: on the device "meta"; its parameters are replaced.
         loss: makes a batch and returns its loss.
     """
-    with FakeTensorMode(), LiveBytes() as memory, _cuda_autocast_types():
+    with LiveBytes() as memory, _cuda_autocast_types():
         _materialise(network)
-        optimizer = torch.optim.AdamW(network.parameters())
-        # AdamW makes its moments in its first step: the second is like all others
-        for _ in range(2):
-            loss(network).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        moments = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(2)]
+        loss(network).backward()
+        del moments
     return memory.peak
 
 
 def _materialise(network: nn.Module) -> None:
-    """Fake tensors in place of those on the device "meta", which autocast and random numbers do not know."""
+    """Replaces tensors on the device "meta", which autocast ignores, by those of the mode that is active."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
@@ -156,9 +119,9 @@ def _materialise(network: nn.Module) -> None:
 
 @contextmanager
 def _cuda_autocast_types() -> Iterator[None]:
-    """Makes the CPU's autocast take the types that CUDA's takes: LayerNorm and the losses in float32.
+    """Makes the CPU's autocast use the types of CUDA's: LayerNorm and the losses in float32.
 
-    The functions themselves are replaced, for a TorchFunctionMode is not there while the backward pass recomputes.
+    The functions themselves are replaced: a TorchFunctionMode is not active while the backward pass recomputes.
     """
     with ExitStack() as stack:
         for module, name in FLOAT32_ON_CUDA:

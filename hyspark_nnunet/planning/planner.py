@@ -143,9 +143,15 @@ class HySparKPlanner(ExperimentPlanner):
         return {**configuration, "batch_size": sizes[1], "hyspark": {**section, "pretrain": pretrain}}
 
     def memory(self, configuration: dict[str, Any]) -> tuple[StepMemory, StepMemory]:
-        """Of pre-training and of fine-tuning; measured once per topology."""
+        """Of pre-training and of fine-tuning; estimated once per topology."""
         key = str(configuration["architecture"])
         if key not in self._memory:
+            patch, stages = configuration["patch_size"], configuration["architecture"]["arch_kwargs"]["n_stages"]
+            print(
+                f"Estimating the memory of a training step: preset {self.preset}, {stages} stages, patches of "
+                f"{' x '.join(map(str, patch))} voxels and smaller",
+                flush=True,
+            )
             channels, labels = len(self._channel_names()), len(self.dataset_json["labels"])
             self._memory[key] = (
                 pretraining_memory(configuration, channels),

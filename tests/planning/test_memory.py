@@ -1,9 +1,11 @@
 """Estimates against what processes really take, and against the estimates of other sizes."""
 
 import pytest
+import torch
 
 from benchmarks.planner_memory import configuration_of, estimated, measured_in_a_fresh_process
 from hyspark_nnunet.building_blocks.recomputation import DEPTHS
+from hyspark_nnunet.planning.shape_only import LiveBytes
 from hyspark_nnunet.planning.step_memory import StepMemory, finetuning_memory, pretraining_memory
 
 # larger ones: python -m benchmarks.planner_memory
@@ -45,3 +47,22 @@ def test_batches_that_fit() -> None:
     assert memory.bytes_of([4, 4], 3) == 196
     assert memory.batch_size_for(196, [4, 4]) == 3 and memory.batch_size_for(195, [4, 4]) == 2
     assert memory.batch_size_for(50, [4, 4]) == 0
+
+
+def test_tensors_without_storage_count_as_what_they_would_hold() -> None:
+    """Views share a storage, operations in place keep theirs, autocast halves, and what is freed no longer counts."""
+    with LiveBytes() as memory:
+        weight = torch.nn.Parameter(torch.empty(1000, 1000))
+        assert memory.now == 4_000_000
+        view = weight.t()[:10]
+        assert memory.now == 4_000_000 and view.shape == (10, 1000)
+        with torch.autocast("cpu", dtype=torch.float16):
+            product = torch.empty(500, 1000) @ weight
+        # of the backward pass: the input in float16
+        assert product.dtype == torch.float16 and memory.now == 4_000_000 + 1_000_000 + 1_000_000
+        product.mul_(2)
+        assert memory.now == 6_000_000
+        product.float().sum().backward()
+        assert weight.grad.shape == weight.shape and memory.peak >= 9_000_000
+        del weight, view, product
+        assert memory.now == 0
