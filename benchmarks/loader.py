@@ -2,7 +2,7 @@
 
     python -m benchmarks.loader
 
-A made image with three labels; reading from disk is not part of it. Prints a table and writes
+A synthetic image with three labels; reading from disk is not included. Prints a table and writes
 benchmarks/results/loader.csv.
 """
 

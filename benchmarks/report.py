@@ -17,7 +17,7 @@ from benchmarks.step import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT, PLOT = ROOT / "docs" / "performance.md", ROOT / "docs" / "images" / "performance.png"
-# columns that say more to a machine than to a reader
+# columns that are left out of the tables
 LEFT_OUT = ("spread", "GFLOP/s")
 MARKER = re.compile(r"(<!-- results: (\S+?)(?: rows (\d+)-(\d+))? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are written completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; renamed to ``path`` at the end, removed where writing fails.
+    """Gives a temporary path beside ``path``; renames it to ``path`` at the end, removes it if writing fails.
 
-    Whoever reads ``path`` meanwhile sees the old file or the new one, never a part.
+    A reader of ``path`` sees the old file or the new one, never a part.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
-        with open(beside, "rb+") as file:  # on the disk before the name says so
+        with open(beside, "rb+") as file:  # on the disk before it has the final name
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
@@ -25,7 +25,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def remove_half_written(folder: str | Path) -> None:
-    """Removes what processes that were killed while ``replacing`` a file of this folder have left."""
+    """Removes temporary files of processes that were killed while ``replacing`` a file of this folder."""
     for beside in Path(folder).glob(".*.tmp"):
         if beside.stem.rpartition(".")[2].isdecimal():
             beside.unlink(missing_ok=True)

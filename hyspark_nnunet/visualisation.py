@@ -1,6 +1,6 @@
-"""Pictures of pre-training: what was hidden, what the network made of it, and how the loss went.
+"""Pictures of pre-training: hidden blocks, reconstructions, and the loss over the epochs.
 
-Figures are drawn without pyplot: no global state, so they can be made inside a trainer or a worker process.
+Figures are drawn without pyplot, which has global state: so a trainer or a worker process can draw them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 PLANES = ("axial", "coronal", "sagittal")  # the plane at a fixed first, second, third axis
-SLICE = ("slice",)  # of 2d configurations: there is one plane, and nothing says which
+SLICE = ("slice",)  # of 2d configurations: one plane, whose direction is unknown
 HIDDEN_COLOUR = (84, 110, 148)  # slate blue: no grey value can be mistaken for it
 BACKGROUND = (16, 17, 20)
 NOT_JUDGED = (46, 49, 57)  # visible voxels in the column of errors
@@ -71,13 +71,13 @@ def restore_intensities(reconstruction: Tensor, image: Tensor, unit: Sequence[in
         (C, *spatial), in the image's intensities, float32 or better.
 
     Raises:
-        ValueError: shapes differ, or the image is no whole number of units.
+        ValueError: shapes differ, or a mask unit does not divide the image.
     """
     if reconstruction.shape != image.shape:
         raise ValueError(f"reconstruction is {tuple(reconstruction.shape)}, but image is {tuple(image.shape)}")
     spatial = image.shape[1:]
     if len(spatial) != len(unit) or any(n % u for n, u in zip(spatial, unit, strict=True)):
-        raise ValueError(f"image of {tuple(spatial)} voxels is no whole number of mask units of {tuple(unit)} voxels")
+        raise ValueError(f"image of {tuple(spatial)} voxels is not a multiple of mask units of {tuple(unit)} voxels")
     split = [size for n, u in zip(spatial, unit, strict=True) for size in (n // u, u)]
     inside_unit = tuple(range(2, 1 + len(split), 2))
     dtype = torch.promote_types(image.dtype, torch.float32)  # the variance of a CT patch overflows half
@@ -105,7 +105,7 @@ def reconstruction_picture(
         image: (C, z, y, x), or (C, y, x).
         visible: bool (1, *grid) or (*grid), True = kept.
         reconstruction: as the image, in its intensities (see ``restore_intensities``).
-        path: of the PNG; replaced as a whole.
+        path: of the PNG, which is replaced atomically.
         title: above the picture.
         spacing: size of a voxel (z, y, x), or (y, x).
         channel: which one is shown.
@@ -184,7 +184,7 @@ def progress_picture(
     Args:
         log: the lists of nnU-Net's local logger by name, as in a checkpoint's "logging"; or the logger's ``get_value``.
             Lists of unequal length (an epoch that is not over) are cut to the shortest.
-        path: of the PNG; replaced as a whole.
+        path: of the PNG, which is replaced atomically.
         probe: Dice of the linear probe by epoch, NaN where it was not asked; None: there is no probe.
         probe_before: its Dice before the first step, where it is known.
         loss_of_means: what predicting each hidden block's mean gives on the validation patches, where it is known.
@@ -256,7 +256,7 @@ def _panels(
         whole, rebuilt = whole[:, None], rebuilt[:, None]
     kept = kept.reshape(grid)
     if any(n % g for n, g in zip(whole.shape[1:], grid, strict=True)):
-        raise ValueError(f"image of {whole.shape[1:]} voxels is no whole number of units of the mask {grid}")
+        raise ValueError(f"image of {whole.shape[1:]} voxels is not a multiple of the mask's grid {grid}")
     unit = tuple(n // g for n, g in zip(whole.shape[1:], grid, strict=True))
     hidden = np.kron(~kept, np.ones(unit, dtype=bool))
     volume, rebuilt_volume = whole[channel], np.where(hidden, rebuilt[channel], whole[channel])
@@ -321,6 +321,6 @@ def _curve(axes: Axes, values: npt.NDArray[np.floating], label: str, colour: str
 
 
 def save_figure(figure: Figure, path: Path | str, dpi: int) -> None:
-    """Writes a file beside it first: whoever looks while training runs sees a whole picture."""
+    """Writes the file atomically: who opens it during training never sees a part."""
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=dpi)

@@ -297,7 +297,7 @@ class TestContinuing:
         finetune(commands, Settings(), self.RUN)
         pretrain(commands, Settings(), REFERENCE)
         assert commands.lines == []
-        assert capsys.readouterr().out.count("finished before") == 2
+        assert capsys.readouterr().out.count("already finished") == 2
 
     def test_no_pretraining(self, commands: RecordingCommands) -> None:
         commands.work.record(REFERENCE.run).unlink()

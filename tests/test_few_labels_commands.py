@@ -83,13 +83,13 @@ def test_from_data_to_tables(tmp_path: Path) -> None:
     while process.poll() is None and not list(folder.glob("checkpoint_*.pth")):
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
-    assert "the same command goes on" in finish(process, status=130)
+    assert "the same command resumes" in finish(process, status=130)
     assert work.record(REFERENCE.run).is_file() and not work.record(run.name).exists()
     pretrained = pretraining_folder(work, FOLDED, REFERENCE) / "checkpoint_final.pth"
     made = pretrained.stat().st_mtime_ns
 
     # goes on, with the settings of the folder
-    assert "pretrain_reference: finished before" in finish(start(*command))
+    assert "pretrain_reference: already finished" in finish(start(*command))
     assert pretrained.stat().st_mtime_ns == made
     record = json.loads(work.record(run.name).read_text())
     assert any(line.startswith("100.0% of the encoder's parameters come from the file") for line in record["log"])

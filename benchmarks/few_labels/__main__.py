@@ -4,8 +4,8 @@
     python -m benchmarks.few_labels collect --work W        benchmarks/few_labels/results/
     python -m benchmarks.few_labels report                  docs/results.md, docs/results_appendix.md and their plots
 
-Each step is a command of its own, too. What is finished is skipped; what was interrupted, goes on. On another machine,
---but-collected leaves out what was collected on the first.
+Each step is also a command of its own. Finished runs are skipped, interrupted runs are resumed. On another machine,
+--but-collected leaves out the runs that were collected on the first.
 """
 
 import argparse
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("ended; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return 130
 
 

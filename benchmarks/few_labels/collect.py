@@ -17,7 +17,7 @@ MADE_WITH = ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")
 # what names a run in each file: rows of a run are replaced together
 RUN_COLUMNS = ("arm", "labels", "seed", "pretraining")
 STARTS, TRAINED = "starts from", "trained by"
-# each machine pre-trains anew, and gets other weights; defaults change from one commit to the next
+# each machine pre-trains again and gets other weights; defaults change from one commit to the next
 ALIKE = {
     STARTS: (
         "start from different weights",
@@ -25,8 +25,8 @@ ALIKE = {
     ),
     TRAINED: (
         "were trained by different recipes or rates",
-        "Compare what their files in runs/ say under recipe and peak_rates; to train some anew, remove these files and "
-        "their folders of nnUNet_results",
+        "Compare what their files in runs/ say under recipe and peak_rates; to train some again, remove these "
+        "files and their folders of nnUNet_results",
     ),
 }
 

@@ -23,7 +23,7 @@ class CommandFailed(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """The benchmark is being ended; what was under way goes on with the same command."""
+    """The benchmark was interrupted; the same command resumes."""
 
 
 class Commands:
@@ -43,7 +43,7 @@ class Commands:
     def run(
         self, name: str, command: Sequence[str], variables: Mapping[str, str], arm: str = "", lock: int | None = None
     ) -> None:
-        """Runs a command to its end; what it says is added to the log of ``name``.
+        """Runs a command to its end; its output is appended to the log of ``name``.
 
         Args:
             name: of the run.
@@ -139,7 +139,7 @@ def alone(work: Work, name: str) -> Iterator[int | None]:
         except BlockingIOError:
             yield None
         else:
-            # commands inherit it: where the benchmark alone is killed, its training goes on
+            # commands inherit it: if only the benchmark is killed, its training continues
             yield lock.fileno()
 
 

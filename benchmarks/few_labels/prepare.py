@@ -34,7 +34,7 @@ def pretraining_plans(settings: Settings) -> str:
 
 
 def prepare(commands: Commands, settings: Settings, data: Path) -> None:
-    """Makes the datasets once; begins anew where it was interrupted.
+    """Makes the datasets once; starts again after an interruption.
 
     Args:
         commands: of the work folder; their threads are processes of nnU-Net's preprocessing here.

@@ -90,11 +90,11 @@ def finetune(commands: Commands, settings: Settings, run: Run) -> None:
 
 def _to_be_done(work: Work, name: str, lock: int | None) -> bool:
     if lock is None:
-        print(f"{name}: another benchmark is at it; left to that one", flush=True)
+        print(f"{name}: another benchmark runs it; skipped", flush=True)
     elif work.record(name).is_file():
-        print(f"{name}: finished before", flush=True)
+        print(f"{name}: already finished", flush=True)
     else:
-        print(f"{name}: begins; what it says is in {work.log(name)}", flush=True)
+        print(f"{name}: starts; its output is in {work.log(name)}", flush=True)
         return True
     return False
 

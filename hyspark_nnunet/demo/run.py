@@ -1,8 +1,8 @@
-"""The whole way on made data, on a CPU, in some minutes: pre-train, fine-tune, predict, evaluate.
+"""Pre-trains, fine-tunes, predicts and evaluates on synthetic data, on a CPU, in some minutes.
 
-``python -m hyspark_nnunet.demo`` runs nnU-Net's own commands, prints each as one would type it, and leaves data,
-results, logs and pictures in one folder. Made data and a training this short show that everything works, and what it
-looks like; they do not show how good the method is.
+``python -m hyspark_nnunet.demo`` runs nnU-Net's own commands and prints each as one would type it. Data, results, logs
+and pictures are in one folder. Synthetic data and so short a training show that everything works; they do not show how
+good the method is.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from hyspark_nnunet.demo.pictures import overlay_picture
 from hyspark_nnunet.demo.synthetic_data import ORGANS, write_dataset
 
 UNLABELLED, LABELLED = (60, "MadeUnlabelled"), (6, "MadeOrgans")
-SHAPE = (48, 56, 56)  # voxels of a made scan; small, so that a CPU can train on it
-# GB for nnU-Net's planner: it takes patches of 40^3 voxels then, of which a CPU manages about one a second
+SHAPE = (48, 56, 56)  # voxels of a synthetic scan; small, so that a CPU can train on it
+# GB for nnU-Net's planner, which then chooses patches of 40^3 voxels; a CPU trains on about one per second
 MEMORY_TARGET = 0.2
 CONFIGURATION = "3d_fullres"
 PRETRAINER, FINETUNER = "HySparKPretrainTrainer", "HySparKFinetuneTrainer"
@@ -38,14 +38,14 @@ MADE = (*(f"{folder}/{name}" for folder in NNUNET_FOLDERS for name in DATASETS),
 
 
 class DemoError(RuntimeError):
-    """Something a person has to look at; the message says what and where."""
+    """The demo cannot continue; the message says why."""
 
 
 class Demo:
     """The steps of the demo and what they share.
 
     Args:
-        folder: where everything lands.
+        folder: of everything that the demo writes.
         processes: of nnU-Net's preprocessing and evaluation.
     """
 
@@ -55,11 +55,11 @@ class Demo:
         self.started = time.time()
         self.step = 0
         self.environment = {name: str(folder / name) for name in NNUNET_FOLDERS}
-        # the cores are few: one process augments while the others train
+        # few cores: one process augments while the others train
         self.environment |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": self.processes}
 
     def headline(self, text: str) -> None:
-        """Prints what comes next, and when."""
+        """Prints the next step and the time since the start."""
         self.step += 1
         minutes, seconds = divmod(int(time.time() - self.started), 60)
         say(f"\n[{self.step}] {minutes}:{seconds:02d}  {text}")
@@ -70,15 +70,15 @@ class Demo:
         recipe: dict[str, Any] | None = None,
         progress: Callable[[str], str | None] = lambda line: None,
     ) -> None:
-        """Runs a command, prints its progress, and keeps all it says in a log.
+        """Runs a command, prints its progress, and writes its output to a log.
 
         Args:
             command: its first word is the name of a program installed beside this Python.
             recipe: environment variables of this command alone.
-            progress: from a line of output to what is printed of it; None: nothing.
+            progress: returns what is printed for a line of output; None: nothing.
 
         Raises:
-            DemoError: the program is missing, or it failed; with the end of its log.
+            DemoError: the program is missing, or it failed; the message has the end of its log.
         """
         extra = {name: str(value) for name, value in (recipe or {}).items()}
         say("    " + " ".join([*(f"{k}={v}" for k, v in extra.items()), shlex.join(command)]))
@@ -122,14 +122,14 @@ class Demo:
 
 
 class EpochLine:
-    """Gathers nnU-Net's lines of one epoch into one line."""
+    """Joins nnU-Net's log lines of an epoch into one line."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
         self.seen: dict[str, str] = {}
 
     def __call__(self, line: str) -> str | None:
-        """The line of an epoch once it is complete, or a line worth showing by itself."""
+        """Returns the line of an epoch when the epoch is complete, or a line that is shown by itself."""
         text = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?: ", "", line).strip()
         found = re.match(r"(Epoch time|Epoch|train_loss|val_loss|Pseudo dice):?\s+(.+)", text)
         if found:
@@ -144,7 +144,7 @@ class EpochLine:
 
 
 def program(name: str) -> str:
-    """The program beside this Python, as in a virtual environment; failing that, on the path.
+    """Finds a program beside this Python, as in a virtual environment, or else on the path.
 
     Raises:
         DemoError: there is none.
@@ -156,7 +156,7 @@ def program(name: str) -> str:
 
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Makes the folder, or empties it of what an earlier demo made there; anything else stays.
+    """Creates the folder, or removes the files of an earlier demo from it; other files stay.
 
     Raises:
         DemoError: the folder is in use, by an earlier demo or by something else.
@@ -174,12 +174,12 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
                 shutil.rmtree(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(
-        "python -m hyspark_nnunet.demo --overwrite removes these of this folder:\n" + "\n".join(MADE) + "\n"
+        "python -m hyspark_nnunet.demo --overwrite removes these from this folder:\n" + "\n".join(MADE) + "\n"
     )
 
 
 def check_plans(folder: Path) -> str:
-    """Compares what nnU-Net planned for the two datasets: weights pass on where the networks agree.
+    """Compares the plans of the two data sets: weights can be loaded only where the networks agree.
 
     Returns:
         A line about the plan.
@@ -250,14 +250,16 @@ def run_demo(arguments: argparse.Namespace) -> None:
     for name, value in demo.environment.items():
         say(f"export {name}={shlex.quote(value)}")
 
-    demo.headline(f"Make data: {arguments.unlabelled} scans without labels, {arguments.labelled} + 4 with organs")
+    demo.headline(
+        f"Create synthetic data: {arguments.unlabelled} scans without labels, {arguments.labelled} + 4 with organs"
+    )
     for (number, name), train, test in ((UNLABELLED, arguments.unlabelled, 0), (LABELLED, arguments.labelled, 4)):
         made = {"n_train": train, "n_test": test, "labelled": test > 0, "shape": SHAPE}
         call = f"write_dataset({str(raw)!r}, {number}, {name!r}, {', '.join(f'{k}={v}' for k, v in made.items())})"
         say(f'    python -c "from hyspark_nnunet.demo.synthetic_data import *; {call}"')
         write_dataset(raw, number, name, train, test, labelled=test > 0, shape=SHAPE)
 
-    demo.headline("Plan and preprocess, as always with nnU-Net; a small memory target makes patches that suit a CPU")
+    demo.headline("Plan and preprocess with nnU-Net's command; a small memory target gives patches that suit a CPU")
     command = ["nnUNetv2_plan_and_preprocess", "-d", str(UNLABELLED[0]), str(LABELLED[0]), "-c", CONFIGURATION]
     command += ["--verify_dataset_integrity", "-gpu_memory_target", str(MEMORY_TARGET)]
     demo.run([*command, "-np", demo.processes, "-npfp", demo.processes])
@@ -284,7 +286,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     train = ["nnUNetv2_train", str(LABELLED[0]), CONFIGURATION, FOLDS[FINETUNER], "-tr", FINETUNER]
     demo.run([*train, "-pretrained_weights", str(weights), *device], recipe, EpochLine(epochs))
 
-    demo.headline("Predict the test scans (--disable_tta: without mirrored copies, for time)")
+    demo.headline("Predict the test scans (--disable_tta: no mirroring, to save time)")
     predictions = folder / "predictions"
     command = [
         "nnUNetv2_predict",
@@ -317,8 +319,8 @@ def say(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m hyspark_nnunet.demo", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything lands (default: demo)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo made in the folder")
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="output folder (default: demo)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier demo")
     parser.add_argument("--epochs-pretrain", type=int, default=9, help="of 20 steps (default: 9)")
     parser.add_argument("--epochs-finetune", type=int, default=7, help="of 15 steps (default: 7)")
     parser.add_argument("--unlabelled", type=int, default=16, help="scans to pre-train on (default: 16)")

@@ -1,4 +1,4 @@
-"""Made volumes that look like small CT scans of a trunk: data to try things with, free of patients and downloads.
+"""Synthetic volumes that look like small CT scans of a trunk: data for trials, without patients or downloads.
 
 Every case has the same organs at about the same place, of its own size, shape and texture, so that what is hidden in a
 block can be guessed from its surroundings, but not copied from another case. Nothing here imitates a disease or a
@@ -28,7 +28,7 @@ FILE_ENDING = ".nii.gz"
 
 @dataclass(frozen=True)
 class MadeCase:
-    """One made scan.
+    """One synthetic scan.
 
     Attributes:
         image: (z, y, x) in Hounsfield units; z to the head, y to the back, x to the patient's left.
@@ -112,7 +112,7 @@ def write_dataset(
     seed: int = 0,
     shape: tuple[int, int, int] = (72, 80, 80),
 ) -> Path:
-    """Writes made scans as a raw dataset of nnU-Net.
+    """Writes synthetic scans as a raw data set of nnU-Net.
 
     nnU-Net wants a label file for every training case. For ``labelled=False`` it is the body: a threshold at -300 HU
     with the holes of each axial slice filled, so that the lungs count, as they do where they have a label, when nnU-Net
@@ -154,7 +154,7 @@ def write_dataset(
         n_train,
         FILE_ENDING,
         dataset_name=name,
-        description="Made volumes, not scans of people; see hyspark_nnunet/demo/synthetic_data.py",
+        description="Synthetic volumes, not scans of people; see hyspark_nnunet/demo/synthetic_data.py",
     )
     return folder
 

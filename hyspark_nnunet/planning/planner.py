@@ -1,4 +1,4 @@
-"""Plans for HySparK: nnU-Net's rules, with the memory of this network in place of a U-Net's."""
+"""Plans for HySparK: nnU-Net's rules, with the memory of this network instead of a U-Net's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,7 +164,7 @@ class HySparKPlanner(ExperimentPlanner):
         return self.dataset_json.get("channel_names") or self.dataset_json["modality"]
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """As nnU-Net's; says what memory the sizes were chosen for."""
+        """Saves as nnU-Net does, and prints the memory that the sizes were chosen for."""
         note_sample(plans, self.dataset_fingerprint)
         super().save_plans(plans)
         print(self.describe_memory(plans))

@@ -1,7 +1,7 @@
-"""Memory of a training step as a function of patch and batch: measured twice, then a straight line.
+"""Memory of a training step as a function of patch and batch: a straight line through two estimates.
 
-Activations are proportional to the voxels of a batch, weights are not; so two runs of a network (see ``memory``) say
-what every other patch and batch of the same strides and kernels take, which a planner that tries dozens of them needs.
+Activations are proportional to the voxels of a batch, weights are constant. So two estimates of a network (``memory``)
+give the memory of every other patch and batch with the same strides and kernels; a planner tries dozens of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,7 +79,7 @@ def finetuning_memory(
 
 def _line(peak: Callable[[int], int], patch_size: Sequence[int]) -> StepMemory:
     """The line through the peaks of a batch and of one twice as large."""
-    # below, a step takes most where the optimizer works, whatever the batch
+    # with fewer voxels, weights and gradients decide the peak
     batch_size = max(2, ceil(PROBED_VOXELS / prod(patch_size)))
     smaller, larger = peak(batch_size), peak(2 * batch_size)
     return StepMemory(fixed=2 * smaller - larger, per_voxel=(larger - smaller) / (batch_size * prod(patch_size)))
