@@ -287,7 +287,7 @@ class TestAnotherDataset:
             for file in (folder / "data").glob(f"{case}*"):
                 file.unlink()
         target = DatasetNetwork(nn.Identity(), {}, HySparKPretrainTrainer, None, manager.plans, content)
-        with pytest.raises(ValueError, match="has 1 preprocessed cases: the probe needs two or more"):
+        with pytest.raises(ValueError, match="has 1 preprocessed cases, but the probe needs at least 2"):
             probe_of(target, "3d_fullres", 5)
         for file in (folder / "data").iterdir():
             file.unlink()
