@@ -49,9 +49,11 @@ def load_data(path: Path, device: torch.device | str, mmap: bool) -> Any:
         with allowed:
             return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except Exception as error:  # bytes that are no checkpoint fail in the reader in any way
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, UnpicklingError) else None
-        if refused is None:
+        if not isinstance(error, UnpicklingError):
             raise unreadable(path, error) from error
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise unreadable(path, UnpicklingError("not written by torch.save")) from None  # torch advises to run it
         raise ValueError(
             f"{path} is refused: it holds {refused[1]}. Only tensors and plain data are read, because restoring other "
             "objects can run code. Where the file was written, save only the tensors: "
@@ -61,6 +63,5 @@ def load_data(path: Path, device: torch.device | str, mmap: bool) -> Any:
 
 def unreadable(path: Path, error: Exception) -> ValueError:
     """The error for bytes that are no checkpoint."""
-    # torch's texts on unpickling go on with advice to run the code
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ValueError(f"{path} is not a readable checkpoint (truncated, or another kind of file): {first_line}")
