@@ -1,4 +1,4 @@
-"""What is wrong with one case: the examination that a worker makes."""
+"""Faults of one case, as a worker finds them."""
 
 import contextlib
 import io
@@ -50,7 +50,7 @@ class Examined(NamedTuple):
 
 
 def examine_case(job: CheckJob) -> Examined:
-    """Reads a case and says everything that is wrong with it."""
+    """Reads a case and returns every fault."""
     faults = []
     if job.name.endswith(RESERVED):
         faults.append(f"its name ends in {RESERVED}, which nnU-Net reserves for segmentations: rename the case")

@@ -1,4 +1,4 @@
-"""The files of cases: images where they are to be written, the label of the foreground; made by workers."""
+"""Writes the files of cases in workers: images that are copied or converted, and foreground labels."""
 
 import os
 import shutil
@@ -81,7 +81,7 @@ def draw_check(folder: Path, target: Path, cases: Mapping[str, CaseFiles], resol
 
     Args:
         folder: that is being built.
-        target: what it will be called.
+        target: its final path.
         cases: of the dataset.
         resolve: makes an entry of dataset.json a path that exists now.
     """
@@ -92,7 +92,7 @@ def draw_check(folder: Path, target: Path, cases: Mapping[str, CaseFiles], resol
     drawn = [(name, resolve(cases[name].images[0]), resolve(str(cases[name].label))) for name in picked]
     try:
         foreground_picture(drawn, folder / PICTURE)
-    except Exception as error:  # a picture is no reason to throw the dataset away
+    except Exception as error:  # the picture is optional: the dataset is complete without it
         print(f"no {PICTURE}: {type(error).__name__}: {error}")
 
 
@@ -185,7 +185,7 @@ def _make_case(job: CaseJob, made: list[Path]) -> Made:
 
 
 def _take(scan: Scan, placed: Path, files: str) -> Counted:
-    """Puts a scan where it is to be, if it is not to stay where it is, and reads what nnU-Net will read."""
+    """Copies, links or converts a scan if asked to, and reads the file that nnU-Net will read."""
     converted = scan.is_series or (files == "copied" and scan.ending != WRITTEN_ENDING)
     if converted or files in ("copied", "linked"):
         placed.parent.mkdir(exist_ok=True)

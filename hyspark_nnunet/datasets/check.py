@@ -1,4 +1,4 @@
-"""``hyspark_nnunet dataset check``: reads every case before hours are spent on them."""
+"""``hyspark_nnunet dataset check``: finds bad cases before a training does."""
 
 import json
 import shutil
@@ -16,17 +16,17 @@ BEFORE = "dataset.json.before_check"
 
 
 def check(folder: Path, processes: int, as_json: bool = False, exclude_bad: bool = False) -> int:
-    """Examines a dataset of nnUNet_raw and prints what is wrong.
+    """Checks a dataset of nnUNet_raw and prints the faults.
 
     Args:
         folder: of dataset.json.
         processes: that read in parallel.
         as_json: print a JSON object instead of a table.
-        exclude_bad: write dataset.json without the bad cases; the one before is kept as ``BEFORE``, and ``EXCLUDED``
-            says what was left out and why.
+        exclude_bad: write dataset.json without the bad cases; keeps the original as ``BEFORE`` and lists the
+            excluded cases and their faults in ``EXCLUDED``.
 
     Returns:
-        exit status: 0 if nothing is wrong, or nothing any more.
+        exit status: 0 if there are no faults, or none are left.
 
     Raises:
         FileNotFoundError, ValueError: see ``read_dataset``; or no good case would be left.
@@ -41,9 +41,9 @@ def check(folder: Path, processes: int, as_json: bool = False, exclude_bad: bool
     said = f"{len(dataset.cases)} cases, {len(faults)} bad"
     expected = dataset.content.get("numTraining")
     if expected != len(dataset.cases):
-        said += f"; {DATASET_JSON} says numTraining {expected}, nnU-Net's integrity check will refuse that"
+        said += f"; {DATASET_JSON} has numTraining {expected}, which nnU-Net's integrity check will refuse"
     if excluded:
-        said += f"; left out of {DATASET_JSON}, see {EXCLUDED}; the one before is {BEFORE}"
+        said += f"; left out of {DATASET_JSON}, see {EXCLUDED}; the original is {BEFORE}"
     if as_json:
         report = {
             "dataset": dataset.name,

@@ -12,7 +12,7 @@ from hyspark_nnunet.datasets.volumes import read_volume, voxels
 
 SAMPLE = 5  # scans whose intensities are read to recognise the channel
 NAME_THEM = (
-    "say what they are, --channels CT or --channels MRI; CT is normalised by the intensities of the whole set, "
+    "name the channel: --channels CT or --channels MRI; CT is normalised by the intensities of the whole set, "
     "anything else scan by scan"
 )
 
@@ -33,7 +33,7 @@ def recognised_channel(cases: Sequence[Case]) -> str:
     if asked and 2 * len(unlike) >= len(asked):
         named = ", ".join(f"{scan.relative}{f' ({scan.modality})' if scan.modality else ''}" for scan in unlike[:3])
         raise ValueError(f"the scans do not all look like CT (such as {named}): {NAME_THEM}")
-    print("channel 0: CT, by its intensities (--channels says otherwise)")
+    print("channel 0: CT, by its intensities (--channels names another)")
     return CT
 
 

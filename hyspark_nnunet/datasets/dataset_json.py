@@ -18,7 +18,7 @@ FOLDER_NAME = re.compile(r"Dataset(\d{3})_(\w[\w.-]*)")
 
 
 class CaseFiles(NamedTuple):
-    """Files of one case as dataset.json says them: absolute, or relative to its folder, with or without $VARIABLES."""
+    """Files of one case as dataset.json lists them: absolute, or relative to its folder, with or without $VARIABLES."""
 
     images: tuple[str, ...]
     label: str | None
@@ -70,7 +70,7 @@ def raw_folder(given: str | Path | None = None) -> Path:
         given: None: the environment variable nnUNet_raw.
 
     Raises:
-        ValueError: neither says one.
+        ValueError: neither is given.
     """
     found = given or os.environ.get("nnUNet_raw")
     if not found:
@@ -82,7 +82,7 @@ def dataset_folder_name(dataset_id: int, name: str) -> str:
     """Dataset060_Name.
 
     Raises:
-        ValueError: nnU-Net could not read such a name.
+        ValueError: nnU-Net cannot read such a name.
     """
     folder = f"Dataset{dataset_id:03d}_{name}"
     if not 1 <= dataset_id <= 999 or not FOLDER_NAME.fullmatch(folder):
@@ -145,7 +145,7 @@ def read_dataset(folder: Path) -> RawDataset:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     content = _checked(path, content)
     listed = content.pop("dataset", None)
     if listed is None:
@@ -261,7 +261,7 @@ def _cases_in_folders(folder: Path, ending: str) -> dict[str, CaseFiles]:
         if match := pattern.fullmatch(name):
             found.setdefault(match[1], []).append(f"imagesTr/{name}")
         elif name.endswith(ending) and not name.startswith("."):
-            found.setdefault(name[: -len(ending)], [])  # nnU-Net cuts five characters off and finds no image
+            found.setdefault(name[: -len(ending)], [])  # nnU-Net removes five characters and finds no image
     labels = set(os.listdir(folder / "labelsTr")) if (folder / "labelsTr").is_dir() else set()
     return {
         case: CaseFiles(tuple(files), f"labelsTr/{case}{ending}" if f"{case}{ending}" in labels else None)

@@ -173,8 +173,8 @@ def _frames(file: str) -> list[Frame]:
     own = _groups(header, "PerFrameFunctionalGroupsSequence")
     if n > 1 and len(own) != n:
         raise ValueError(
-            f"{file} says no position of its slice {len(own) + 1} of {n}: such frames (a film, or a projection) are no "
-            "volume; --exclude it, or convert it to .nii.gz with a program that knows the scanner"
+            f"{file} says no position of its slice {len(own) + 1} of {n}: frames without positions (a film, or a "
+            "projection) are not a volume; --exclude it, or convert it to .nii.gz with a program that knows the scanner"
         )
     return [_frame(file, i, [*own[i : i + 1], *shared, header]) for i in range(n)]
 

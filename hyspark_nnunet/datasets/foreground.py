@@ -19,7 +19,7 @@ def body_mask(images: Sequence[sitk.Image], channel_names: Sequence[str]) -> sit
 
     CT: above AIR_HU, or a lung (a crop of the thorax has lungs that are open to all sides), opened to part it from the
     table, the largest piece. Otherwise: above Otsu's threshold, pieces of at least PART_OF_LARGEST of the largest;
-    everything, if what lies below the threshold is no background either (a crop inside the body). Holes are filled, in
+    everything, if what lies below the threshold is not background either (a crop inside the body). Holes are filled, in
     CT also slice by slice: trachea and bowel that are open at the ends of the volume are inside the body.
 
     Args:
@@ -27,7 +27,7 @@ def body_mask(images: Sequence[sitk.Image], channel_names: Sequence[str]) -> sit
         channel_names: "CT" or anything else, per channel.
 
     Returns:
-        uint8, 1 = body, with the geometry of the first image; all ones where no body is to be told from background.
+        uint8, 1 = body, with the geometry of the first image; all ones if no body can be separated from the background.
 
     Raises:
         ValueError: sizes differ, or an image is not a 3D volume of single numbers.

@@ -18,7 +18,7 @@ class Case(NamedTuple):
 
 
 class Grouped(NamedTuple):
-    """Complete cases by name, and what the others lack, by name."""
+    """Complete cases, and by name what the incomplete ones lack."""
 
     cases: list[Case]
     incomplete: dict[str, str]
@@ -33,7 +33,7 @@ def cases_by_suffix(scans: Sequence[Scan], n_channels: int | None, numbers_in_na
         numbers_in_names: a trailing _0000 is part of the name: every scan is a case.
 
     Raises:
-        ValueError: suffixes that are no channel numbers, or more channels than were named.
+        ValueError: suffixes that are not channel numbers, or more channels than were named.
     """
     split = [(None if numbers_in_names else SUFFIX.fullmatch(scan.relative), scan) for scan in scans]
     numbers = {int(match[2]) for match, _ in split if match}
@@ -56,7 +56,7 @@ def cases_by_suffix(scans: Sequence[Scan], n_channels: int | None, numbers_in_na
         groups[key][channel] = scan
     if twice and expected > 1:
         raise ValueError(
-            f"{twice[0].relative}{twice[0].ending} is there with two endings: which one is the channel? --exclude one"
+            f"{twice[0].relative}{twice[0].ending} exists with two endings: --exclude the one that is not the channel"
         )
     if expected == 1:  # two formats of one name are two cases; check tells if they hold the same
         keyed = [(match[1] if match else scan.relative, scan) for match, scan in split]
@@ -72,7 +72,7 @@ def cases_by_folder(scans: Mapping[str, Sequence[Scan]]) -> Grouped:
         scans: by channel name, in the channels' order; a suffix such as _0000 does not count.
 
     Raises:
-        ValueError: a path is there twice in one folder.
+        ValueError: a path occurs twice in one folder.
     """
     groups: dict[str, dict[int, Scan]] = {}
     for channel, name in enumerate(scans):

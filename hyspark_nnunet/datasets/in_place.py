@@ -19,7 +19,7 @@ def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], Non
 
     Args:
         target: the folder with imagesTr.
-        overwrite: replace labels and dataset.json that this package made; labels of others are never touched.
+        overwrite: replace labels and dataset.json that this package made; other labels are never touched.
         make: builds into a folder, with the label files in the folder of that name in it.
 
     Raises:
@@ -29,7 +29,7 @@ def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], Non
     earlier: set[str] = set()
     if description.exists():
         if not overwrite:
-            raise ValueError(f"{description} exists and is not overwritten: --overwrite makes its labels anew")
+            raise ValueError(f"{description} exists and is not overwritten: --overwrite makes new labels")
         if not made_here(target):
             if any(files.label for files in read_dataset(target).cases.values()):
                 raise ValueError(
@@ -61,7 +61,7 @@ def _label_folders(dataset: RawDataset) -> set[str]:
         if len(label.parts) != 2 or not LABELS_FOLDER.fullmatch(label.parts[0]):
             raise ValueError(
                 f"the label files of {dataset.folder} are not its own ({label}), as in a dataset by hyspark_nnunet "
-                "dataset pool: make one of its imagesTr in another folder, or pool anew with --overwrite"
+                "dataset pool: make one of its imagesTr in another folder, or pool again with --overwrite"
             )
     return {label.parts[0] for label in labels}
 

@@ -14,7 +14,5 @@ def reason(error: BaseException) -> str:
             "resample_to_output(image)"
         )
     if "Unable to determine ImageIO reader" in text:
-        return (
-            "its content is not what its name says, or damaged; an ending must be lower-case: copy or convert it again"
-        )
+        return "its content is damaged or not what its ending says, or the ending is not lower-case: copy or rename it"
     return text

@@ -229,7 +229,7 @@ def read_case_list(entry: str) -> list[str]:
     else:
         names = [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
-        raise ValueError(f"{entry} is no list of case names: one name per line, or a JSON list")
+        raise ValueError(f"{entry} is not a list of case names: one name per line, or a JSON list")
     return [_without_ending(name) for name in names]
 
 
@@ -263,7 +263,7 @@ def _files_of_channels(files: CaseFiles, dataset: RawDataset, channels: Sequence
 
 
 def _listed(entry: str, dataset: RawDataset, target: Path) -> str:
-    """An entry of a dataset's dataset.json as the pool's says it."""
+    """An entry of a dataset's dataset.json as the pool lists it."""
     if os.path.isabs(os.path.expandvars(entry)):
         return entry
     if "$" in entry:

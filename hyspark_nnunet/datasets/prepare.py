@@ -15,9 +15,9 @@ from hyspark_nnunet.datasets.dataset_json import (
     read_dataset,
     refuse_taken_id,
 )
-from hyspark_nnunet.datasets.grouping import cases_by_folder, cases_by_suffix
+from hyspark_nnunet.datasets.grouping import Case, cases_by_folder, cases_by_suffix
 from hyspark_nnunet.datasets.in_place import add_to_layout
-from hyspark_nnunet.datasets.scanning import Scan, find_scans, passed_over_text
+from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text
 from hyspark_nnunet.datasets.staging import built_beside, refuse_existing
 from hyspark_nnunet.datasets.volumes import READER, WRITTEN_ENDING
 
@@ -78,7 +78,7 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
         grouped = cases_by_suffix(scans[""], len(names) or None, options.numbers_in_names)
     everything = [scan for found in scans.values() for scan in found]
     _refuse_unfit(everything, options, target, in_place)
-    left_out = dict(grouped.incomplete)
+    left_out = grouped.incomplete | _misread_paths(grouped.cases, options)
     channel_names = names or (recognised_channel(grouped.cases),)
 
     def make(building: Path, labels_folder: str) -> None:
@@ -94,6 +94,7 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
                 recognised=not names,
             )
             for case in grouped.cases
+            if case.name not in left_out
         ]
         cases = made_cases(jobs, options.skip_bad, options.processes, left_out)
         _finish(building, target, channel_names, cases, options.labels, left_out)
@@ -139,8 +140,8 @@ def _scans_by_channel(options: PrepareOptions) -> tuple[tuple[str, ...], dict[st
     found = {}
     for name, root in roots.items():
         result = find_scans(_expanded(root), options.include, options.exclude, options.processes)
-        if result.passed_over:
-            print(f"{root}: passed over: {passed_over_text(result.passed_over)}")
+        if result.skipped:
+            print(f"{root}: skipped: {skipped_text(result.skipped)}")
         found[name] = result.scans
     return names, found, roots
 
@@ -166,8 +167,18 @@ def _refuse_unfit(scans: Sequence[Scan], options: PrepareOptions, target: Path, 
     for scan in scans:
         if not in_place and Path(scan.files[0]).is_relative_to(target):
             raise ValueError(f"{scan.files[0]} lies in {target}, which is to be made: give another -d or -n")
-        if not scan.is_series and options.files == "listed" and os.path.expandvars(scan.files[0]) != scan.files[0]:
-            raise ValueError(f"nnU-Net would take a part of {scan.files[0]} for a variable: rename it, or --copy")
+
+
+def _misread_paths(cases: Sequence[Case], options: PrepareOptions) -> dict[str, str]:
+    """Cases with a file in whose path nnU-Net would replace a variable, and the fault."""
+    if options.files != "listed":
+        return {}
+    files = [(case.name, scan.files[0]) for case in cases for scan in case.scans if not scan.is_series]
+    return {
+        name: f"nnU-Net would take a part of {file} for a variable: rename it, or --copy"
+        for name, file in files
+        if os.path.expandvars(file) != file
+    }
 
 
 def _listed(scan: Scan, roots: Mapping[str, str], options: PrepareOptions, target: Path) -> str:

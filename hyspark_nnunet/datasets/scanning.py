@@ -11,8 +11,8 @@ from hyspark_nnunet.datasets.dicom import NOT_DICOM, identify
 from hyspark_nnunet.datasets.parallel import for_each
 from hyspark_nnunet.datasets.volumes import printable, volume_ending
 
-EXAMPLES = 3  # names of files that were passed over
-WHY = {  # a file is passed over, by its ending
+EXAMPLES = 3  # names of files that were skipped
+WHY = {  # a file is skipped, by its ending
     **dict.fromkeys((".hdr", ".img"), "half of a pair, of NIfTI or Analyze: convert the pair to .nii.gz"),
     **dict.fromkeys((".mgz", ".mgh", ".minc", ".mnc", ".par", ".rec"), "not read by nnU-Net: convert it to .nii.gz"),
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"), "packed: unpack it"),
@@ -30,7 +30,7 @@ class Scan(NamedTuple):
             holds several series, a part of the series' identifier.
         files: the file; of a DICOM series, its slices in any order.
         ending: as the file name has it, ".dcm" for a series.
-        modality: as DICOM says it, such as CT or MR; "" for other files.
+        modality: of a DICOM series, such as CT or MR; "" for other files.
     """
 
     relative: str
@@ -43,18 +43,18 @@ class Scan(NamedTuple):
         return self.ending == ".dcm"
 
 
-class PassedOver(NamedTuple):
-    """Files of a kind that are no scans: how many, and the first of them."""
+class Skipped(NamedTuple):
+    """Files of one kind that are not scans: how many, and the first of them."""
 
     number: int
     examples: tuple[str, ...]
 
 
 class Found(NamedTuple):
-    """Scans, sorted by path, and the files that were passed over, by kind."""
+    """Scans, sorted by path, and the files that were skipped, by kind."""
 
     scans: list[Scan]
-    passed_over: dict[str, PassedOver]
+    skipped: dict[str, Skipped]
 
 
 class _Folder(NamedTuple):
@@ -66,7 +66,7 @@ class _Folder(NamedTuple):
 
 
 def find_scans(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = (), processes: int = 1) -> Found:
-    """Finds every volume and DICOM series below a folder; hidden files and folders are passed over.
+    """Finds every volume and DICOM series below a folder; hidden files and folders are skipped.
 
     Args:
         folder: where to begin; where it has ``imagesTr``, only that is searched: nnU-Net's layout.
@@ -82,7 +82,7 @@ def find_scans(folder: Path, include: Sequence[str] = (), exclude: Sequence[str]
     root = folder / "imagesTr" if (folder / "imagesTr").is_dir() else folder
     scans: list[Scan] = []
     others: list[_Folder] = []
-    passed_over: dict[str, PassedOver] = {}
+    skipped: dict[str, Skipped] = {}
     for relative, names, hidden in _walk(root):
         kept = []
         for name in names:
@@ -96,11 +96,11 @@ def find_scans(folder: Path, include: Sequence[str] = (), exclude: Sequence[str]
                 scans.append(Scan(path[: -len(ending)], (os.path.join(root, path),), ending))
         if kept:
             others.append(_Folder(str(root), relative, tuple(kept)))
-        _pass_over(passed_over, "hidden", [f"{relative}/{name}" if relative else name for name in hidden])
+        _skip(skipped, "hidden", [f"{relative}/{name}" if relative else name for name in hidden])
     if others:
         for group, (series, left) in for_each(_series_of_folder, others, processes, "looking for DICOM"):
             for kind, paths in left.items():
-                _pass_over(passed_over, kind, paths)
+                _skip(skipped, kind, paths)
             home = group.relative or folder.name
             for identifier, (modality, files) in series.items():
                 part = f"/series-{digest(identifier)}" if len(series) > 1 else ""
@@ -109,15 +109,15 @@ def find_scans(folder: Path, include: Sequence[str] = (), exclude: Sequence[str]
         raise FileNotFoundError(
             f"no scans in {root}: no file that ends in .nii.gz, .nii, .nrrd, .mha, .mhd or .gipl and no DICOM series"
             + (" fits --include and --exclude" if include or exclude else "")
-            + (f"; passed over: {passed_over_text(passed_over)}" if passed_over else "")
+            + (f"; skipped: {skipped_text(skipped)}" if skipped else "")
         )
-    return Found(sorted(scans, key=lambda scan: (scan.relative, scan.ending)), passed_over)
+    return Found(sorted(scans, key=lambda scan: (scan.relative, scan.ending)), skipped)
 
 
-def passed_over_text(passed_over: Mapping[str, PassedOver]) -> str:
+def skipped_text(skipped: Mapping[str, Skipped]) -> str:
     """Such as "2 .json (a.json, b.json), 1 .zip (c.zip: packed: unpack it)"."""
     texts = []
-    for kind, (count, examples) in sorted(passed_over.items(), key=lambda item: -item[1].number):
+    for kind, (count, examples) in sorted(skipped.items(), key=lambda item: -item[1].number):
         named = ", ".join(printable(name) for name in examples)
         why = f": {WHY[kind]}" if kind in WHY else ""
         texts.append(f"{count} {kind} ({named}{', ...' if count > len(examples) else ''}{why})")
@@ -145,14 +145,14 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield ("" if relative == "." else relative), sorted(n for n in names if not n.startswith(".")), hidden
 
 
-def _pass_over(passed_over: dict[str, PassedOver], kind: str, paths: Sequence[str]) -> None:
+def _skip(skipped: dict[str, Skipped], kind: str, paths: Sequence[str]) -> None:
     if paths:
-        count, examples = passed_over.get(kind, PassedOver(0, ()))
-        passed_over[kind] = PassedOver(count + len(paths), (*examples, *paths)[:EXAMPLES])
+        count, examples = skipped.get(kind, Skipped(0, ()))
+        skipped[kind] = Skipped(count + len(paths), (*examples, *paths)[:EXAMPLES])
 
 
 def _series_of_folder(folder: _Folder) -> tuple[dict[str, tuple[str, tuple[str, ...]]], dict[str, list[str]]]:
-    """Modality and files by series, and what is no DICOM image, by kind."""
+    """Modality and files by series, and files that are not DICOM images, by kind."""
     found: dict[str, dict[str, list[str]]] = {}
     left: dict[str, list[str]] = {}
     for path in folder.paths:

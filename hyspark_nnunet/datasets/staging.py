@@ -1,4 +1,4 @@
-"""A dataset's folder is built beside its place and renamed: whoever looks sees the old one or the new one, whole."""
+"""Builds a dataset folder beside its final path and renames it, so that a reader never sees an incomplete one."""
 
 import os
 import shutil
@@ -11,10 +11,10 @@ from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, made_here
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
-    """Refuses a folder that is there, unless it was made by this package and may be overwritten.
+    """Refuses an existing folder, unless this package made it and it may be overwritten.
 
     Raises:
-        ValueError: with the way out.
+        ValueError: what to do instead.
     """
     _restore(target)
     if not target.exists():
@@ -30,14 +30,13 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def built_beside(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that takes the place of ``target`` when the block ends well, and vanishes when it does not.
+    """A folder that replaces ``target`` if the block succeeds, and is removed if it fails.
 
-    Its name begins with a dot, so nnU-Net does not take it for a dataset. What a killed run left is removed by the
-    next one.
+    Its name begins with a dot, so nnU-Net does not take it for a dataset. The next run removes what a killed run left.
 
     Args:
         target: the folder to make.
-        overwrite: replace one that is there, after the new one is complete.
+        overwrite: replace an existing one, once the new one is complete.
 
     Raises:
         ValueError: see ``refuse_existing``; also if the folder appeared in the meantime.
@@ -84,7 +83,7 @@ def _replaced(target: Path) -> Path:
 
 
 def _restore(target: Path) -> None:
-    """After a kill between the two renames the old dataset is whole, beside its place: back with it."""
+    """Moves the old dataset back if a run was killed between its two renames."""
     replaced = _replaced(target)
     if replaced.exists():
         if target.exists():

@@ -1,4 +1,4 @@
-"""Reading and writing volumes with SimpleITK; a file that is truncated, damaged or misread by ITK is refused."""
+"""Reads and writes volumes with SimpleITK; a file that is truncated, damaged or misread by ITK is refused."""
 
 import math
 import os
@@ -27,7 +27,7 @@ GIPL_HEADER = 256  # bytes before the voxels
 
 
 class Header(NamedTuple):
-    """What a file says of its volume, in SimpleITK's order of axes (x, y, z).
+    """Geometry and voxel type from the header of a file, in SimpleITK's order of axes (x, y, z).
 
     Attributes:
         size: voxels per axis; two for an image, four for several volumes in a file.
@@ -61,7 +61,7 @@ def volume_ending(name: str) -> str | None:
 
 
 def printable(text: str) -> str:
-    """A text without the parts of file names that are no UTF-8, which cannot be printed."""
+    """A text in which parts of file names that are not UTF-8, and cannot be printed, are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

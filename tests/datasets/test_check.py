@@ -180,7 +180,7 @@ def test_what_cannot_be_checked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no dataset.json in"):
         check(tmp_path, 1)
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         check(tmp_path, 1)
     (tmp_path / "dataset.json").write_text("{}")
     with pytest.raises(ValueError, match="lacks channel_names, labels, file_ending"):

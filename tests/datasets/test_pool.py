@@ -124,7 +124,7 @@ def test_lists_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no list of cases at"):
         read_case_list(str(tmp_path / "none.txt"))
     (tmp_path / "empty.txt").write_text("\n# nothing\n")
-    with pytest.raises(ValueError, match="is no list of case names"):
+    with pytest.raises(ValueError, match="is not a list of case names"):
         read_case_list(str(tmp_path / "empty.txt"))
 
 

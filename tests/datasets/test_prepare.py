@@ -245,7 +245,7 @@ def test_a_number_belongs_to_one_name(scans: Path, raw: Path) -> None:
 def test_scans_that_are_no_ct_must_be_called_something(tmp_path: Path, raw: Path) -> None:
     write(ct(), tmp_path / "s/a.nii.gz")
     write(mr(), tmp_path / "s/b.nii.gz")
-    with pytest.raises(ValueError, match=r"do not all look like CT \(such as b\): say what they are"):
+    with pytest.raises(ValueError, match=r"do not all look like CT \(such as b\): name the channel"):
         prepare(options(tmp_path / "s"), raw)
     assert content(prepare(options(tmp_path / "s", channels=("MRI",)), raw))["channel_names"] == {"0": "MRI"}
 
@@ -350,3 +350,14 @@ def test_names_of_segmentations_are_avoided_and_twins_in_other_endings_are_apart
     assert len(cases) == 3 and not [name for name in cases if name.endswith("_seg")]
     voxels = sorted(int(array_of(folder / files["images"][0]).sum()) for files in cases.values())
     assert voxels == sorted(int(sitk.GetArrayFromImage(ct(i)).sum()) for i in range(3))
+
+
+def test_a_path_with_a_variable_in_it_is_a_bad_case(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SITE", "other")
+    write(ct(0), tmp_path / "s/a.nii.gz")
+    write(ct(1), tmp_path / "s/$SITE.nii.gz")
+    with pytest.raises(
+        ValueError, match=r"1 of 2 cases(.|\n)*SITE-\w*: nnU-Net would take a part of .* for a variable"
+    ):
+        prepare(options(tmp_path / "s"), raw)
+    assert len(content(prepare(options(tmp_path / "s", files="copied"), raw))["dataset"]) == 2

@@ -6,7 +6,7 @@ import pytest
 
 from hyspark_nnunet.datasets.case_names import unique_names, usable_name
 from hyspark_nnunet.datasets.grouping import cases_by_folder, cases_by_suffix
-from hyspark_nnunet.datasets.scanning import Scan, find_scans, passed_over_text
+from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text
 from tests.datasets.dicom_files import header as pydicom_header
 from tests.datasets.scans import ct, write, write_dicom_series
 
@@ -30,7 +30,7 @@ def test_every_format_nested_and_dicom(tmp_path: Path) -> None:
     assert [len(s.files) for s in series] == [6, 6, 6] and {s.modality for s in series} == {"CT"}
     assert series[0].relative == "patient/one"
     assert all(s.relative.startswith("patient/two/series-") for s in series[1:])
-    assert found.passed_over == {".txt": (1, ("notes.txt",)), "hidden": (1, (".hidden.nii.gz",))}
+    assert found.skipped == {".txt": (1, ("notes.txt",)), "hidden": (1, (".hidden.nii.gz",))}
 
 
 def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
     segmentation.Rows = 4
     segmentation.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
     pydicom_header("1.2.840.10008.5.1.4.1.1.88.11", "SR").save_as(tmp_path / "report", enforce_file_format=True)
-    text = passed_over_text(find_scans(tmp_path).passed_over)
+    text = skipped_text(find_scans(tmp_path).skipped)
     for part in (
         "5 .json (0.json, 1.json, 2.json, ...)",
         "1 .hdr (s/b.hdr: half of a pair",
@@ -80,7 +80,7 @@ def test_nothing_to_find(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder"):
         find_scans(tmp_path / "none")
     (tmp_path / "a.png").write_text("")
-    with pytest.raises(FileNotFoundError, match="no scans in .*passed over: 1 .png"):
+    with pytest.raises(FileNotFoundError, match="no scans in .*skipped: 1 .png"):
         find_scans(tmp_path)
 
 
