@@ -18,7 +18,8 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from benchmarks.measuring import machine, table, write_csv
-from benchmarks.step import CUBE, HIPPOCAMPUS, LARGE, RESULTS
+from benchmarks.step import RESULTS
+from benchmarks.step_cases import CUBE, HIPPOCAMPUS, LARGE
 from hyspark_nnunet.recipe.fields import NO_AUGMENTATION
 from hyspark_nnunet.training.data.image_transforms import pretraining_transforms
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch.nn.modules.batchnorm import _NormBase
 
 from hyspark_nnunet.architectures.presets import PRESETS
 
@@ -34,3 +36,54 @@ def small_arguments(n_stages: int = 3, **changes: Any) -> dict[str, Any]:
 def preset_arguments(preset: str, n_stages: int, **changes: Any) -> dict[str, Any]:
     """Arguments of a preset's network with cubic strides; any of them can be replaced."""
     return {"input_channels": 1, **cubic(n_stages), **PRESETS[preset].encoder_sizes(n_stages), **changes}
+
+
+# as nnU-Net's plans name them, and one that only a user's plan asks for
+PLAN_NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "with BottleneckD")
+
+
+def plan_network(geometry: Any, kind: str, norm: str = "InstanceNorm", **changes: Any) -> torch.nn.Module:
+    """nnU-Net's network for a geometry; all norm weights and biases are drawn at random.
+
+    nnU-Net zeroes the last norm of each residual block, which would hide the block's convolutions from a comparison.
+    """
+    torch.manual_seed(0)
+    dims, n = len(geometry.image_size), len(geometry.strides)
+    arguments: dict[str, Any] = {
+        "n_stages": n,
+        "features_per_stage": geometry.arguments()["features_per_stage"],
+        "conv_op": f"torch.nn.Conv{dims}d",
+        "kernel_sizes": geometry.kernel_sizes,
+        "strides": geometry.strides,
+        "n_conv_per_stage_decoder": [1] * (n - 1),
+        "conv_bias": True,
+        "norm_op": f"torch.nn.{norm}{dims}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    imported = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    if kind == "PlainConvUNet":
+        arguments["n_conv_per_stage"] = (2, 1, 2, 1, 1)[:n]
+    else:
+        arguments["n_blocks_per_stage"] = (1, 2, 1, 1, 1)[:n]
+    if kind == "with BottleneckD":
+        arguments |= {"block": "dynamic_network_architectures.building_blocks.residual.BottleneckD"}
+        arguments |= {"bottleneck_channels": 3}
+        imported += ["block"]
+    name = "PlainConvUNet" if kind == "PlainConvUNet" else "ResidualEncoderUNet"
+    network = get_network_from_plans(
+        f"dynamic_network_architectures.architectures.unet.{name}",
+        arguments | changes,
+        imported,
+        geometry.input_channels,
+        3,
+        deep_supervision=False,
+    )
+    for module in network.modules():
+        if isinstance(module, _NormBase):
+            torch.nn.init.normal_(module.weight, 1.0, 0.5)
+            torch.nn.init.normal_(module.bias, 0.0, 0.5)
+    return network

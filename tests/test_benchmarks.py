@@ -3,12 +3,24 @@
 import pytest
 
 from benchmarks.loader import measure as measure_loader
-from benchmarks.step import ANISOTROPIC, CUBE, HIPPOCAMPUS, LADDER, Case, Shape, compare, isotropic
+from benchmarks.step import compare
+from benchmarks.step_cases import (
+    ANISOTROPIC,
+    BLOCKS_KEPT,
+    CUBE,
+    HIPPOCAMPUS,
+    LADDER,
+    NNUNET_KEPT,
+    HySparKCase,
+    Shape,
+    SparKCase,
+    isotropic,
+)
 from hyspark_nnunet.masking import mask_grid
 
 
 def test_every_variant_of_the_step_agrees() -> None:
-    case = Case(isotropic((32, 32, 32), n_stages=4), preset="S", batch_size=2)
+    case = HySparKCase(shape=isotropic((32, 32, 32), n_stages=4), preset="S", batch_size=2)
     rows = compare(case, LADDER, rounds=1)
     assert [row["variant"] for row in rows] == [variant.name for variant in LADDER]
     assert all(float(row["loss difference"]) < 1e-5 for row in rows)
@@ -18,9 +30,20 @@ def test_every_variant_of_the_step_agrees() -> None:
     assert operations[0] == operations[1] > operations[2] > 0
 
 
+def test_every_variant_of_spark_agrees() -> None:
+    case = SparKCase(shape=isotropic((32, 32, 32), n_stages=3), features=(8, 16, 16))
+    variants = [*NNUNET_KEPT, *BLOCKS_KEPT]
+    rows = {row["variant"]: row for row in compare(case, variants, rounds=1)}
+    assert list(rows) == [variant.name for variant in variants]
+    unmasked = rows.pop("nnU-Net without a mask")
+    assert float(unmasked["loss difference"]) > 1e-3
+    assert all(float(row["loss difference"]) < 1e-4 for row in rows.values())
+    assert float(rows["visible blocks"]["TFLOP"]) < float(rows["dense baseline"]["TFLOP"])
+
+
 @pytest.mark.parametrize("shape", [CUBE, HIPPOCAMPUS, ANISOTROPIC], ids=lambda shape: shape.name)
 def test_the_shapes_are_whole_numbers_of_mask_units(shape: Shape) -> None:
-    network = Case(shape, preset="S").network()
+    network = HySparKCase(shape=shape, preset="S").network()
     assert all(n > 1 for n in mask_grid(shape.patch, network.encoder.unit))
 
 

@@ -1,18 +1,62 @@
-"""The network of pre-training."""
+"""Masked autoencoders: the networks of pre-training."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hyspark_nnunet.architectures.plan_arguments import check_dimensions
+from hyspark_nnunet.building_blocks.densify import Densify
 from hyspark_nnunet.building_blocks.encoder import HybridEncoder
-from hyspark_nnunet.building_blocks.reconstruction_decoder import Densify, ReconstructionDecoder
+from hyspark_nnunet.building_blocks.plan_encoder import PlanEncoder
+from hyspark_nnunet.building_blocks.reconstruction_decoder import ReconstructionDecoder
 
 FINEST_WIDTH = 48
 
 
-class HySparKMaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(nn.Module):
+    """The encoder sees the visible mask units; the decoder rebuilds the image from its densified features.
+
+    Args:
+        encoder: HybridEncoder or PlanEncoder.
+        decoder: takes dense skips, coarse to fine.
+        densify: makes these skips of the encoder's coarsest features.
+
+    Attributes:
+        trainer_of_prediction: the trainer whose network segments, for the message.
+    """
+
+    trainer_of_prediction: ClassVar[str]
+
+    def __init__(self, encoder: HybridEncoder | PlanEncoder, decoder: nn.Module, densify: Densify) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.densify = encoder, decoder, densify
+
+    def forward(self, image: Tensor, visible: Tensor | None = None, num_visible: int | None = None) -> Tensor:
+        """Rebuilds an image from its visible mask units.
+
+        Args:
+            image: (B, input_channels, *spatial).
+            visible: BoolTensor (B, 1, *grid), True = kept, equally many per sample.
+            num_visible: visible units of each sample, where known: then nothing waits for the device.
+
+        Returns:
+            reconstruction (B, input_channels, *spatial), each mask unit standardised (see ``reconstruction_loss``).
+
+        Raises:
+            ValueError: there is no mask, the image is no whole number of mask units, or the mask does not fit it.
+        """
+        if visible is None:  # nnU-Net's prediction calls a network with the image alone
+            raise ValueError(
+                f"{type(self).__name__} needs a mask: it rebuilds images and segments nothing. To predict, fine-tune "
+                f"it first with -tr {self.trainer_of_prediction} -pretrained_weights"
+            )
+        features = self.encoder.features(image, visible, num_visible)[::-1]
+        return self.decoder(self.densify(features[: len(self.densify.mask_tokens)]))
+
+
+class HySparKMaskedAutoencoder(MaskedAutoencoder):
     """HySparK's masked autoencoder: the encoder sees the visible mask units, the decoder rebuilds the image.
 
     Source: HySparK (arXiv 2408.05815), section 2. The arguments are plan-shaped, as in dynamic-network-architectures.
@@ -34,6 +78,8 @@ class HySparKMaskedAutoencoder(nn.Module):
         ValueError: arguments that do not fit together, each with its value.
     """
 
+    trainer_of_prediction = "HySparKFinetuneTrainer"
+
     def __init__(
         self,
         input_channels: int,
@@ -48,9 +94,8 @@ class HySparKMaskedAutoencoder(nn.Module):
         vit_num_heads: int | None = None,
         decoder_width: int | None = None,
     ) -> None:
-        super().__init__()
         check_dimensions(conv_op, kernel_sizes, strides)
-        self.encoder = HybridEncoder(
+        encoder = HybridEncoder(
             input_channels,
             n_stages,
             features_per_stage,
@@ -63,29 +108,12 @@ class HySparKMaskedAutoencoder(nn.Module):
         )
         if decoder_width is None:
             decoder_width = FINEST_WIDTH * 2 ** (n_stages - 1)
-        self.decoder = ReconstructionDecoder(decoder_width, input_channels, strides, kernel_sizes)
-        channels = self.encoder.output_channels[:0:-1]
-        self.densify = Densify(channels, decoder_width, list(kernel_sizes)[:0:-1])
+        decoder = ReconstructionDecoder(decoder_width, input_channels, strides, kernel_sizes)
+        # without the finest feature: the decoder reaches full resolution without a skip
+        super().__init__(encoder, decoder, reconstruction_skips(encoder, decoder_width))
 
-    def forward(self, image: Tensor, visible: Tensor | None = None, num_visible: int | None = None) -> Tensor:
-        """Rebuilds an image from its visible mask units.
 
-        Args:
-            image: (B, input_channels, *spatial).
-            visible: BoolTensor (B, 1, *grid), True = kept, equally many per sample.
-            num_visible: visible units of each sample, where known: then nothing waits for the device.
-
-        Returns:
-            reconstruction (B, input_channels, *spatial), each mask unit standardised (see ``reconstruction_loss``).
-
-        Raises:
-            ValueError: there is no mask, the image is no whole number of mask units, or the mask does not fit it.
-        """
-        if visible is None:  # nnU-Net's prediction calls a network with the image alone
-            raise ValueError(
-                "HySparKMaskedAutoencoder needs a mask: it rebuilds images and segments nothing. To predict, fine-tune "
-                "it first with -tr HySparKFinetuneTrainer -pretrained_weights"
-            )
-        features = self.encoder.features(image, visible, num_visible)
-        # the finest feature is left out: the decoder ends at full resolution without a skip
-        return self.decoder(self.densify(features[:0:-1]))
+def reconstruction_skips(encoder: HybridEncoder | PlanEncoder, width: int) -> Densify:
+    """The skips of a ``ReconstructionDecoder``: of all features but the finest, with its widths."""
+    channels, kernel_sizes = encoder.output_channels[:0:-1], encoder.kernel_sizes[:0:-1]
+    return Densify(channels, [width // 2**k for k in range(len(channels))], kernel_sizes)

@@ -17,6 +17,7 @@ Source: SparK (arXiv 2301.03580), section 3.2.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
 from typing import NamedTuple
 
@@ -24,10 +25,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hyspark_nnunet.building_blocks.visible_units import VisibleUnits, from_units, to_units
 from hyspark_nnunet.masking import mask_grid
 
 CONVOLUTION = {2: F.conv2d, 3: F.conv3d}
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+# up to so many samples, one batch norm per sample is the fastest instance norm of channels-last fields
+FEW_SAMPLES = 4
 
 
 def to_channels_first(field: Tensor) -> Tensor:
@@ -47,6 +51,9 @@ class DenseLayout:
         spatial: size of the volume per axis at this stage.
     """
 
+    # consecutive blocks of a field that belong to one sample
+    blocks_per_sample = 1
+
     def __init__(self, spatial: Sequence[int]) -> None:
         self.spatial = tuple(spatial)
 
@@ -58,14 +65,33 @@ class DenseLayout:
         """The image (B, C, *spatial) of a field."""
         return to_channels_first(field)
 
-    def prepare(self, kernel: Sequence[int]) -> None:
-        """Computes what ``convolve`` needs for a kernel, once for all convolutions."""
+    def prepare(self, kernel: Sequence[int], stride: Sequence[int] | None = None) -> None:
+        """Computes what ``convolve`` needs for a kernel and stride, once for all convolutions."""
 
-    def convolve(self, field: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
-        """A convolution of odd kernel and stride 1 that keeps the size; weight (C_out, C_in / groups, *kernel)."""
-        padding = [k // 2 for k in weight.shape[2:]]
+    def convolve(
+        self,
+        field: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int = 1,
+        stride: Sequence[int] | None = None,
+    ) -> Tensor:
+        """A convolution with zero padding; the result belongs to ``coarser(stride)``.
+
+        Args:
+            field: (N, *spatial, C_in).
+            weight: (C_out, C_in / groups, *kernel), odd kernel sizes.
+            bias: (C_out) or None.
+            groups: as in torch.
+            stride: per axis, a divisor of the layout's size; None: 1.
+        """
+        kernel = tuple(weight.shape[2:])
+        step = [1] * len(kernel) if stride is None else list(stride)
+        if all(k == 1 for k in kernel) and all(s == 1 for s in step) and groups == 1:
+            return F.linear(field, weight.flatten(1), bias)
+        padding = [k // 2 for k in kernel]
         image = to_channels_first(field)
-        return to_channels_last(CONVOLUTION[len(padding)](image, weight, bias, padding=padding, groups=groups))
+        return to_channels_last(CONVOLUTION[len(kernel)](image, weight, bias, step, padding, groups=groups))
 
     def pool(self, field: Tensor, stride: Sequence[int]) -> Tensor:
         """Max pooling, window = stride; the result belongs to ``coarser(stride)``."""
@@ -73,8 +99,31 @@ class DenseLayout:
             return field
         return to_channels_last(MAX_POOL[len(stride)](to_channels_first(field), list(stride)))
 
+    def average(self, field: Tensor, stride: Sequence[int]) -> Tensor:
+        """Average pooling, window = stride; the result belongs to ``coarser(stride)``."""
+        # axis by axis: torch's own pooling copies channels-last fields
+        for axis, s in enumerate(stride, start=1):
+            field = reduce(torch.add, field.unflatten(axis, (-1, s)).unbind(axis + 1))
+        return field / prod(stride)
+
+    def normalise(self, field: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """InstanceNorm: each channel of each sample by its mean and variance over the voxels that the layout stores.
+
+        Args:
+            field: (N, *spatial, C).
+            weight: (C) or None.
+            bias: (C) or None.
+            eps: added to the variance.
+        """
+        samples = field.unflatten(0, (-1, self.blocks_per_sample)).flatten(1, 2)  # (B, V * n0, n1, ..., C)
+        if len(samples) > FEW_SAMPLES:
+            rows = F.group_norm(to_channels_first(samples), field.shape[-1], weight, bias, eps)
+            return to_channels_last(rows).view(field.shape)
+        rows = [F.batch_norm(s.flatten(0, -2), None, None, weight, bias, True, 0.0, eps) for s in samples]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows)).view(field.shape)
+
     def coarser(self, stride: Sequence[int]) -> "DenseLayout":
-        """The layout of the next stage."""
+        """The layout behind an operation with this stride."""
         return DenseLayout([n // s for n, s in zip(self.spatial, stride, strict=True)])
 
     def tokens(self, field: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,59 +143,6 @@ class DenseLayout:
         return tokens.unflatten(1, self.spatial)
 
 
-class VisibleUnits:
-    """Where the visible mask units of a batch lie, shared by all stages.
-
-    All shapes are static once ``num_visible`` is known, as ``torch.compile`` and CUDA graphs want them.
-
-    Args:
-        visible: BoolTensor (B, 1, *grid), True = kept.
-        num_visible: visible units V of each sample; None: counted, which waits for the device.
-
-    Raises:
-        ValueError: the samples do not have equally many visible units, or none (checked where V is counted).
-    """
-
-    def __init__(self, visible: Tensor, num_visible: int | None = None) -> None:
-        flat = visible.flatten(1)
-        if num_visible is None:
-            counts = flat.sum(1).tolist()
-            if len(set(counts)) != 1 or counts[0] == 0:
-                raise ValueError(
-                    f"every sample of a batch must have the same number of visible units, at least one; got {counts}"
-                )
-            num_visible = int(counts[0])
-        self.grid = tuple(visible.shape[2:])
-        self.batch_size, self.num_visible = len(visible), num_visible
-        # stable and descending: visible units first, in row-major order
-        self.index = flat.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_visible]  # (B, V)
-
-    @property
-    def num_blocks(self) -> int:
-        """B * V."""
-        return self.batch_size * self.num_visible
-
-    def neighbours(self) -> Tensor:
-        """For each block the block number of its 3^d neighbourhood, itself included, row-major.
-
-        Returns:
-            LongTensor (B * V, 3^d); hidden or outside: B * V.
-        """
-        blocks = torch.arange(self.num_blocks, device=self.index.device)
-        slots = torch.full((self.batch_size, prod(self.grid)), self.num_blocks, device=blocks.device)
-        slots = slots.scatter(1, self.index, blocks.view_as(self.index)).view(self.batch_size, *self.grid)
-        slots = F.pad(slots, [1, 1] * len(self.grid), value=self.num_blocks)
-        for axis in range(len(self.grid)):
-            slots = slots.unfold(axis + 1, 3, 1)  # (B, *grid, 3, 3, 3)
-        slots = slots.reshape(self.batch_size, prod(self.grid), 3 ** len(self.grid))
-        return slots.gather(1, self.index[..., None].expand(-1, -1, slots.shape[-1])).flatten(0, 1)
-
-    def gather_units(self, units: Tensor) -> Tensor:
-        """Visible units (B * V, ...) of all units (B, L, ...)."""
-        batch = torch.arange(self.batch_size, device=units.device)[:, None]
-        return units[batch, self.index].flatten(0, 1)
-
-
 class VisibleBlocksLayout(DenseLayout):
     """Only the visible mask units, each a small block; a field is (B * V, *block, C).
 
@@ -155,14 +151,12 @@ class VisibleBlocksLayout(DenseLayout):
     Args:
         units: the batch's visible units.
         block: voxels of a mask unit per axis at this stage.
-        neighbours: of ``units``; computed where not given.
     """
 
-    def __init__(self, units: VisibleUnits, block: Sequence[int], neighbours: Tensor | None = None) -> None:
+    def __init__(self, units: VisibleUnits, block: Sequence[int]) -> None:
         super().__init__(block)
         self.units, self.block = units, tuple(block)
-        self.neighbours = units.neighbours() if neighbours is None else neighbours
-        self._halo_index: dict[tuple[int, ...], Tensor] = {}
+        self.blocks_per_sample = units.num_visible
 
     def enter(self, image: Tensor) -> Tensor:
         return self.units.gather_units(to_units(to_channels_last(image), self.block))
@@ -180,33 +174,45 @@ class VisibleBlocksLayout(DenseLayout):
         )
         return from_units(everything, units.grid)
 
-    def prepare(self, kernel: Sequence[int]) -> None:
-        if tuple(kernel) not in self._halo_index:
-            self._halo_index[tuple(kernel)] = halo_index(self.neighbours, self.block, kernel)
+    def prepare(self, kernel: Sequence[int], stride: Sequence[int] | None = None) -> None:
+        step = tuple(stride or [1] * len(kernel))
+        if prod(kernel) * prod(step) > 1:
+            self.units.halo_index(self.block, tuple(kernel), step)
 
-    def convolve(self, field: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
+    def convolve(
+        self,
+        field: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        groups: int = 1,
+        stride: Sequence[int] | None = None,
+    ) -> Tensor:
         kernel = tuple(weight.shape[2:])
-        image = to_channels_first(self._with_halo(field, kernel))
-        return to_channels_last(CONVOLUTION[len(kernel)](image, weight, bias, groups=groups))
+        step = tuple(stride or [1] * len(kernel))
+        if prod(kernel) == prod(step) == groups == 1:
+            return F.linear(field, weight.flatten(1), bias)
+        index, channels = self.units.halo_index(self.block, kernel, step), field.shape[-1]
+        rows = field.flatten(0, -2)
+        # one row of zeros behind the last: what hidden and outside voxels are read as
+        rows = torch.cat([rows, rows.new_zeros(1, channels)])
+        result = [b // s for b, s in zip(self.block, step, strict=True)]
+        if groups == 1 and prod([n + k - 1 for n, k in zip(result, kernel, strict=True)]) > 2 * prod(result):
+            # of small blocks a convolution would compute more halo than block: one matrix product instead
+            for axis, (k, s) in enumerate(zip(kernel, step, strict=True), start=1):
+                index = index.unfold(axis, k, s)
+            patches = rows.index_select(0, index.flatten()).view(len(field), *result, prod(kernel) * channels)
+            return F.linear(patches, weight.flatten(2).transpose(1, 2).flatten(1), bias)
+        image = to_channels_first(rows.index_select(0, index.flatten()).view(*index.shape, channels))
+        return to_channels_last(CONVOLUTION[len(kernel)](image, weight, bias, step, groups=groups))
 
     def coarser(self, stride: Sequence[int]) -> "VisibleBlocksLayout":
-        block = [b // s for b, s in zip(self.block, stride, strict=True)]
-        return VisibleBlocksLayout(self.units, block, self.neighbours)
+        return VisibleBlocksLayout(self.units, [b // s for b, s in zip(self.block, stride, strict=True)])
 
     def tokens(self, field: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return field.view(self.units.batch_size, self.units.num_visible, field.shape[-1]), positions[self.units.index]
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
         return tokens.reshape(self.units.num_blocks, *self.block, tokens.shape[-1])
-
-    def _with_halo(self, field: Tensor, kernel: tuple[int, ...]) -> Tensor:
-        """(B * V, *(block + kernel - 1), C)."""
-        self.prepare(kernel)
-        size = [b + k - 1 for b, k in zip(self.block, kernel, strict=True)]
-        rows = field.flatten(0, -2)
-        # one row of zeros behind the last: what hidden and outside voxels are read as
-        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-        return rows.index_select(0, self._halo_index[kernel]).view(len(field), *size, rows.shape[1])
 
 
 class Feature(NamedTuple):
@@ -241,46 +247,3 @@ def visible_blocks(
             f"{tuple(unit)} voxels needs {(len(image), 1, *grid)}"
         )
     return VisibleBlocksLayout(VisibleUnits(visible, num_visible), unit)
-
-
-def to_units(field: Tensor, block: Sequence[int]) -> Tensor:
-    """Cuts a field (B, *spatial, C) into mask units (B, L, *block, C), units in row-major order."""
-    dims = len(block)
-    for axis, width in enumerate(block):
-        field = field.unflatten(2 * axis + 1, (-1, width))  # (B, g0, b0, g1, b1, g2, b2, C)
-    order = [0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1]
-    return field.permute(order).flatten(1, dims)
-
-
-def from_units(units: Tensor, grid: Sequence[int]) -> Tensor:
-    """The field (B, *spatial, C) of mask units (B, L, *block, C); the inverse of ``to_units``."""
-    dims, block = len(grid), units.shape[2:-1]
-    order = [
-        0,
-        *(axis for pair in zip(range(1, dims + 1), range(dims + 1, 2 * dims + 1), strict=True) for axis in pair),
-    ]
-    field = units.unflatten(1, tuple(grid)).permute(*order, 2 * dims + 1)
-    return field.reshape(len(units), *(g * b for g, b in zip(grid, block, strict=True)), units.shape[-1])
-
-
-def halo_index(neighbours: Tensor, block: Sequence[int], kernel: Sequence[int]) -> Tensor:
-    """For every voxel of every block with its halo, the row to read; rows count the voxels of all blocks.
-
-    Args:
-        neighbours: (N, 3^d) of ``VisibleUnits.neighbours``.
-        block: voxels per axis.
-        kernel: odd kernel size per axis, at most 2 * block + 1.
-
-    Returns:
-        LongTensor (N * prod(block + kernel - 1)); N * prod(block) for a voxel that is hidden or outside.
-    """
-    if any(k // 2 > b for k, b in zip(kernel, block, strict=True)):
-        raise ValueError(f"kernel {tuple(kernel)} reaches beyond the neighbours of blocks of {tuple(block)} voxels")
-    which = torch.zeros((), dtype=torch.long, device=neighbours.device)  # neighbour, row-major in 3^d
-    local = torch.zeros((), dtype=torch.long, device=neighbours.device)  # voxel inside it, row-major
-    for width, size in zip(block, kernel, strict=True):
-        offset = torch.arange(-(size // 2), width + size // 2, device=neighbours.device)
-        which = which[..., None] * 3 + torch.div(offset, width, rounding_mode="floor") + 1
-        local = local[..., None] * width + offset.remainder(width)
-    rows = neighbours[:, which.flatten()] * prod(block) + local.flatten()
-    return rows.clamp_(max=len(neighbours) * prod(block)).flatten()

@@ -1,61 +1,17 @@
-"""From the encoder's visible features to the whole image: densify, then a light U-Net decoder."""
+"""HySparK's decoder of pre-training: a light U-Net decoder from dense skips to the whole image."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hyspark_nnunet.building_blocks.layouts import Feature, VisibleBlocksLayout, to_channels_first
 from hyspark_nnunet.building_blocks.mednext import convolution_class
 from hyspark_nnunet.building_blocks.merged_upsampling import MergedUpsampling
 from hyspark_nnunet.building_blocks.recomputation import Recomputing
 
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-
-class Densify(Recomputing):
-    """Fills the hidden positions of each skip with a learned token and projects it to the decoder's width.
-
-    Skips run coarse to fine; the finest feature of the encoder is not among them, the decoder has no use for it. The
-    projection is 1^3 at the coarsest scale (none where the widths agree) and of the stage's kernel at the finer ones.
-    Source: SparK (arXiv 2301.03580), section 3.3.
-
-    Args:
-        channels: of the encoder's features, coarse to fine.
-        width: of the decoder at the coarsest scale; halves with every finer one.
-        kernel_sizes: of the stages, coarse to fine.
-    """
-
-    def __init__(self, channels: Sequence[int], width: int, kernel_sizes: Sequence[Sequence[int]]) -> None:
-        super().__init__()
-        dims = len(kernel_sizes[0])
-        convolution = convolution_class(dims)
-        self.mask_tokens = nn.ParameterList(torch.zeros(1, c, *[1] * dims) for c in channels)
-        self.projections = nn.ModuleList()
-        for k, (c, kernel) in enumerate(zip(channels, kernel_sizes, strict=True)):
-            if k == 0:
-                same = c == width
-                self.projections.append(nn.Identity() if same else convolution(c, width, 1))
-            else:
-                padding = [n // 2 for n in kernel]
-                self.projections.append(convolution(c, width // 2**k, tuple(kernel), padding=padding))
-        for token in self.mask_tokens:
-            nn.init.trunc_normal_(token, std=0.02)
-
-    def forward(self, features: Sequence[Feature]) -> list[Tensor]:
-        """Dense skips (B, width / 2^k, *spatial_k) of features of visible blocks, both coarse to fine."""
-        skips = []
-        for feature, token, projection in zip(features, self.mask_tokens, self.projections, strict=True):
-            layout = cast(VisibleBlocksLayout, feature.layout)
-            skips.append(self.light(partial(_fill_and_project, layout, projection), feature.field, token))
-        return skips
-
-
-def _fill_and_project(layout: VisibleBlocksLayout, projection: nn.Module, field: Tensor, token: Tensor) -> Tensor:
-    return projection(to_channels_first(layout.scatter(field, token.flatten())))
 
 
 class ConvNormReLU(nn.Sequential):

@@ -5,7 +5,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from hyspark_nnunet.building_blocks.layouts import to_channels_last, to_units
+from hyspark_nnunet.building_blocks.layouts import to_channels_last
+from hyspark_nnunet.building_blocks.visible_units import to_units
 
 EPSILON = 1e-6  # added to a unit's variance
 

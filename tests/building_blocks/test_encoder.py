@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.dense_baseline import dense_features
 from hyspark_nnunet.building_blocks.encoder import HybridEncoder
-from hyspark_nnunet.building_blocks.layouts import VisibleUnits, from_units, halo_index, to_units
+from hyspark_nnunet.building_blocks.visible_units import VisibleUnits, from_units, halo_index, to_units
 from hyspark_nnunet.masking import mask_grid, sample_visible, view_at
 from tests.small_networks import small_arguments
 
