@@ -162,13 +162,19 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         if not packed:
             yield plain
             return
-        try:
-            with gzip.open(plain, "rb") as unpacked:
-                yield unpacked  # type: ignore[misc]
-        except EOFError as error:
-            raise ValueError("truncated: its gzip stream has no end") from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"damaged: {error}; copy it again, or unpack and pack it with gzip") from error
+        with gzip_errors(), gzip.open(plain, "rb") as unpacked:
+            yield unpacked  # type: ignore[misc]
+
+
+@contextmanager
+def gzip_errors() -> Iterator[None]:
+    """Errors of gzip as ValueError, with what to do."""
+    try:
+        yield
+    except EOFError as error:
+        raise ValueError("truncated: its gzip stream has no end; copy it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"damaged: {error}; copy it again, or unpack and pack it with gzip") from error
 
 
 def _header(file: BinaryIO) -> Nifti1Header:

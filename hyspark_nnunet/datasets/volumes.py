@@ -18,6 +18,7 @@ from hyspark_nnunet.datasets.nifti import (
     read_to_end,
     two_orientations,
 )
+from hyspark_nnunet.datasets.nrrd import NRRD_ENDINGS, read_nrrd_to_end
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
 WRITTEN_ENDING = ".nii.gz"
@@ -130,6 +131,8 @@ def read_counted(path: str | Path) -> Counted:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise ValueError(f"unreadable: {reason(error)}") from error
+    if str(path).lower().endswith(NRRD_ENDINGS):
+        read_nrrd_to_end(str(path))
     if not str(path).lower().endswith(NIFTI_ENDINGS):
         return Counted(image)
     return Counted(image, *compare_with_file(str(path), image), two_orientations(str(path)))

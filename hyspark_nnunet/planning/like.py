@@ -1,18 +1,20 @@
 """Plans for one dataset with the topology of another's: pre-train on the first, fine-tune on the second.
 
-In place of nnU-Net's dance (extract a fingerprint, nnUNetv2_move_plans_between_datasets, preprocess), and with the
-intensity statistics of the dataset that is planned for, which moved plans do not have.
+One command instead of nnU-Net's three (extract a fingerprint, nnUNetv2_move_plans_between_datasets, preprocess). The
+intensity statistics are those of the dataset that is planned for, which moved plans do not have.
 """
 
 import copy
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.datasets.preprocessed import plans_in, preprocessed_folder
@@ -45,10 +47,9 @@ def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str,
 def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str | None = None) -> str:
     """Writes plans for the planner's dataset with the topology of other plans.
 
-    From the other plans: target spacing, patch size, strides and kernels, the order of the axes, resampling: so a
-    voxel, a mask unit and a stage mean the same size in both datasets, which is what makes the weights fit. From the
-    dataset itself: normalisation by its own channels, intensity statistics of its own fingerprint, batch sizes and
-    reader.
+    Taken from the other plans: target spacing, patch size, strides and kernels, order of the axes, resampling. So a
+    voxel, a mask unit and a stage have the same size in both datasets, and the weights fit. Taken from the dataset
+    itself: normalisation of its channels, intensity statistics of its fingerprint, batch sizes and reader.
 
     Args:
         planner: for the dataset to plan for.
@@ -77,29 +78,25 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
         "foreground_intensity_properties_per_channel": fingerprint["foreground_intensity_properties_per_channel"],
     }
     note_sample(plans, fingerprint)
-    for configuration_name, configuration in plans["configurations"].items():
-        if "data_identifier" in configuration:
+    manager = PlansManager(source)
+    for configuration_name, own in source["configurations"].items():
+        # nnU-Net's manager resolves what is inherited, and the architecture of plans before nnU-Net 2.5
+        resolved = manager.get_configuration(configuration_name).configuration
+        inherits = "inherits_from" in own
+        # what is inherited stays so
+        configuration = copy.deepcopy(own if inherits else resolved)
+        if "data_identifier" in own:
             configuration["data_identifier"] = f"{name}_{configuration_name}"
-        if "patch_size" not in configuration:  # inherits the rest
-            continue
-        spacing, axes = configuration["spacing"], forward[-len(configuration["spacing"]) :]
-        shapes = [
-            compute_new_shape([shape[a] for a in axes], [old[a] for a in axes], spacing)
-            for shape, old in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
-        ]
-        median_shape = np.median(shapes, 0)
-        # in 2d every slice is an image
-        slices = (
-            1 if len(axes) == 3 else float(np.median([shape[forward[0]] for shape in fingerprint["shapes_after_crop"]]))
-        )
-        n_voxels = float(np.prod(median_shape)) * slices * planner.dataset_json["numTraining"]
-        configuration |= {
-            "median_image_size_in_voxels": median_shape,
-            "normalization_schemes": schemes,
-            "use_mask_for_norm": masked,
-            "hyspark": {"preset": planner.preset, **(configuration.get("hyspark") or {})},
-        }
-        plans["configurations"][configuration_name] = planner.with_batch_sizes(configuration, n_voxels)
+        if not inherits or "patch_size" in own:
+            data = {
+                "median_image_size_in_voxels": _median_shape(planner, resolved["spacing"], forward),
+                "normalization_schemes": schemes,
+                "use_mask_for_norm": masked,
+                "hyspark": {"preset": planner.preset, **(resolved.get("hyspark") or {})},
+            }
+            sized = planner.with_batch_sizes({**resolved, **data}, _n_voxels(planner, data, forward))
+            configuration |= {key: sized[key] for key in (*data, "batch_size")}
+        plans["configurations"][configuration_name] = configuration
     folder = planner.plans_folder
     recursive_fix_for_json_export(plans)
     shutil.copy(Path(planner.raw_dataset_folder) / "dataset.json", folder / "dataset.json")
@@ -108,3 +105,22 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
     print(f"Plans with the topology of {source['dataset_name']} ({source['plans_name']}): {folder / name}.json")
     print(planner.describe_memory(plans))
     return name
+
+
+def _median_shape(planner: HySparKPlanner, spacing: Sequence[float], forward: Sequence[int]) -> np.ndarray:
+    """Voxels per axis of the dataset's median image at a spacing."""
+    fingerprint, axes = planner.dataset_fingerprint, forward[-len(spacing) :]
+    shapes = [
+        compute_new_shape([shape[a] for a in axes], [old[a] for a in axes], spacing)
+        for shape, old in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
+    ]
+    return np.median(shapes, 0)
+
+
+def _n_voxels(planner: HySparKPlanner, data: dict[str, Any], forward: Sequence[int]) -> float:
+    """Voxels of all images of the dataset; in 2d every slice is an image."""
+    shape = data["median_image_size_in_voxels"]
+    slices = 1.0
+    if len(shape) == 2:
+        slices = float(np.median([whole[forward[0]] for whole in planner.dataset_fingerprint["shapes_after_crop"]]))
+    return float(np.prod(shape)) * slices * planner.dataset_json["numTraining"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
 from hyspark_nnunet.architectures.presets import PRESETS
@@ -172,10 +172,11 @@ class HySparKPlanner(ExperimentPlanner):
     def describe_memory(self, plans: dict[str, Any]) -> str:
         """A line per configuration: patch, batch sizes, and the memory they are estimated to take."""
         lines = [f"Preset {self.preset}, for a GPU of {self.memory_target:g} GB:"]
-        for name, configuration in plans["configurations"].items():
-            of_pretraining = (configuration.get("hyspark") or {}).get("pretrain", {}).get("batch_size")
+        for name, own in plans["configurations"].items():
+            of_pretraining = (own.get("hyspark") or {}).get("pretrain", {}).get("batch_size")
             if of_pretraining is None:  # not planned here: inherited, or somebody's own
                 continue
+            configuration = PlansManager(plans).get_configuration(name).configuration
             patch, batches = configuration["patch_size"], (of_pretraining, configuration["batch_size"])
             taken = [
                 f"{what} {batch} patches, {(memory.bytes_of(patch, batch) + CUDA_RESERVE) / GIB:.1f} GB"

@@ -296,14 +296,7 @@ class FinetuneRecipe(Recipe):
         NOT_NEGATIVE,
         unit="epochs",
         source=OURS,
-        meaning="first epochs, in which the encoder trains at encoder_hold_factor times its learning rate",
-    )
-    encoder_hold_factor: float = documented(
-        0.0,
-        ZERO_TO_ONE,
-        unit="of the learning rate",
-        source=OURS,
-        meaning="factor on the encoder's learning rate in the first encoder_hold_epochs; 0 freezes it",
+        meaning="first epochs, in which the encoder is frozen",
     )
     layer_decay: float | None = documented(
         None,

@@ -26,7 +26,7 @@ from hyspark_nnunet.training.optimization import (
     skip_frozen,
 )
 from hyspark_nnunet.training.runtime.ranks import world_size
-from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
+from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, frozen_first, warmup_polynomial
 from hyspark_nnunet.training.trainer import RecipeTrainer
 
 # as in nnUNetTrainer.train_step
@@ -119,16 +119,12 @@ class FinetuneTrainer(RecipeTrainer):
         self.reset_optimizer()
 
     def group_notes(self) -> dict[str, str]:
-        alone, hold, factor = (
-            self.recipe.decoder_warmup_epochs,
-            self.recipe.encoder_hold_epochs,
-            self.recipe.encoder_hold_factor,
-        )
+        alone, hold = self.recipe.decoder_warmup_epochs, self.recipe.encoder_hold_epochs
         notes = []
         if alone:
             notes.append(f"frozen for {alone} epochs while the decoder warms up")
         if hold > alone:
-            notes.append(f"frozen for {hold} epochs" if factor == 0 else f"{factor:g} of the rate for {hold} epochs")
+            notes.append(f"frozen for {hold} epochs")
         return {"encoder": ", ".join(notes)}
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer, curve_epochs: int) -> ProgressScheduler:
@@ -141,10 +137,8 @@ class FinetuneTrainer(RecipeTrainer):
             # a resumed training takes the weight decay of its recipe, not of the checkpoint's optimizer
             lambda progress: self.weight_decay,
             partial(
-                held_back,
-                frozen_fraction=recipe.decoder_warmup_epochs / curve_epochs,
-                hold_fraction=recipe.encoder_hold_epochs / curve_epochs,
-                hold_factor=recipe.encoder_hold_factor,
+                frozen_first,
+                frozen_fraction=max(recipe.decoder_warmup_epochs, recipe.encoder_hold_epochs) / curve_epochs,
             ),
             curve_epochs,
         )

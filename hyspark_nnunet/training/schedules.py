@@ -68,18 +68,14 @@ def decoder_first(
     return curve(_after(progress, alone_fraction))
 
 
-def held_back(progress: float, frozen_fraction: float, hold_fraction: float, hold_factor: float) -> float:
-    """Further factor on the encoder's learning rate: 0, then ``hold_factor``, then 1.
+def frozen_first(progress: float, frozen_fraction: float) -> float:
+    """Further factor on the encoder's learning rate: 0 while it is frozen, then 1.
 
     Args:
         progress: of the training, in [0, 1].
         frozen_fraction: part of the training in which the encoder is frozen.
-        hold_fraction: part of the training in which it is held back, including the frozen part.
-        hold_factor: in [0, 1].
     """
-    if progress < frozen_fraction:
-        return 0.0
-    return hold_factor if progress < hold_fraction else 1.0
+    return 0.0 if progress < frozen_fraction else 1.0
 
 
 def cosine_between(progress: float, start: float, end: float) -> float:

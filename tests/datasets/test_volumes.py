@@ -30,6 +30,20 @@ def test_a_shorter_content_in_a_whole_gzip_is_refused(tmp_path: Path) -> None:
         read_volume(path)
 
 
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr"])
+def test_damage_behind_the_voxels_of_a_packed_nrrd_is_found(tmp_path: Path, ending: str) -> None:
+    path = write(ct(), tmp_path / f"scan{ending}")
+    read_volume(path)
+    voxels = path if ending == ".nrrd" else tmp_path / "scan.raw.gz"
+    content = voxels.read_bytes()
+    voxels.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="truncated: its gzip stream has no end"):
+        read_volume(path)
+    voxels.write_bytes(content[:-6] + bytes([content[-6] ^ 255]) + content[-5:])
+    with pytest.raises(ValueError, match="damaged: CRC check failed|unreadable"):
+        read_volume(path)
+
+
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no file at"):
         read_volume(tmp_path / "none.nii.gz")

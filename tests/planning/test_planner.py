@@ -147,6 +147,50 @@ def test_like_another_dataset(folders: Path) -> None:
         plan_like(HySparKPlanner(34, preset="S"), source)
 
 
+def in_the_format_before_nnunet_2_5(configuration: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of today's plans without the key "architecture"."""
+    network = configuration["architecture"]["arch_kwargs"]
+    others = {key: value for key, value in configuration.items() if key not in ("architecture", "hyspark")}
+    return others | {
+        "UNet_class_name": "PlainConvUNet",
+        "UNet_base_num_features": 32,
+        "unet_max_num_features": 320,
+        "n_conv_per_stage_encoder": [2] * network["n_stages"],
+        "n_conv_per_stage_decoder": [2] * (network["n_stages"] - 1),
+        "num_pool_per_axis": [network["n_stages"] - 1] * 3,
+        "pool_op_kernel_sizes": network["strides"],
+        "conv_kernel_sizes": network["kernel_sizes"],
+    }
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_like_reads_plans_as_nnunet_does(folders: Path, old_format: bool) -> None:
+    """A configuration that inherits and sets only a patch, and plans of nnU-Net before 2.5."""
+    dataset = make_dataset(folders, 37, (36, 50, 36), (1.0, 1.0, 1.0), channels=("MRI",))
+    make_dataset(folders, 38, (48, 48, 48), (1.0, 1.0, 1.0), channels=("MRI",))
+    HySparKPlanner(37, preset="S", plans_name="Mine").plan_experiment()
+    source = written(folders, dataset, "Mine")
+    fullres = source["configurations"]["3d_fullres"]
+    if old_format:
+        fullres = in_the_format_before_nnunet_2_5(fullres)
+    source["configurations"] = {
+        "3d_fullres": fullres,
+        "small": {"inherits_from": "3d_fullres", "patch_size": [24, 32, 24]},
+        "large_batch": {"inherits_from": "3d_fullres", "batch_size": 9},
+    }
+    planner = HySparKPlanner(38, preset="S")
+    plans = json.loads((planner.plans_folder / f"{plan_like(planner, source)}.json").read_text())
+    assert plans["configurations"]["large_batch"] == source["configurations"]["large_batch"]
+    assert plans["configurations"]["small"]["inherits_from"] == "3d_fullres"
+    resolved = {name: PlansManager(plans).get_configuration(name) for name in ("3d_fullres", "small")}
+    assert resolved["small"].patch_size == [24, 32, 24] and resolved["3d_fullres"].patch_size == [40, 56, 40]
+    assert resolved["small"].data_identifier == resolved["3d_fullres"].data_identifier == "MineLike037_3d_fullres"
+    for configuration in resolved.values():
+        strides = configuration.network_arch_init_kwargs["strides"]
+        assert strides == [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
+        assert configuration.configuration["hyspark"]["preset"] == "S" and configuration.batch_size >= 2
+
+
 @pytest.mark.parametrize("more", [("-overwrite_target_spacing", "1", "1", "1"), ("-preprocessor_name", "Mine")])
 def test_like_refuses_what_it_would_not_heed(more: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-d", "60", "--like", "6", *more]) == 1

@@ -51,7 +51,6 @@ FINETUNE = {
     "polynomial_exponent": 0.9,
     "decoder_warmup_epochs": 0,
     "encoder_hold_epochs": 0,
-    "encoder_hold_factor": 0.0,
     "layer_decay": None,
 }
 
@@ -122,7 +121,6 @@ class TestAllowedValues:
         [
             ("decoder_warmup_epochs", -1, "be at least 0"),
             ("encoder_hold_epochs", -1, "be at least 0"),
-            ("encoder_hold_factor", 1.5, "lie in [0, 1]"),
             ("layer_decay", 0.0, "lie in (0, 1] or none"),
             ("layer_decay", 1.1, "lie in (0, 1] or none"),
             ("input_channel_mapping", "T1", "be pairs such as T1=CT, T2=CT or none"),

@@ -47,14 +47,14 @@ class TestFinetuningSchedules:
         for name, tensor in trainer.network.state_dict().items():
             assert torch.equal(tensor, before[name]) == name.startswith("encoder."), name
 
-    def test_lower_rate_and_warm_up_of_the_decoder(self) -> None:
-        trainer = self.trainer(encoder_hold_epochs=6, encoder_hold_factor=0.25, decoder_warmup_epochs=2)
+    def test_frozen_beyond_the_warm_up_of_the_decoder(self) -> None:
+        trainer = self.trainer(encoder_hold_epochs=6, decoder_warmup_epochs=2)
         assert self.rates(trainer, 1) == {"decoder": pytest.approx(1e-4 * 1.005 / 2), "encoder": 0}
-        assert self.rates(trainer, 2) == {"decoder": pytest.approx(1e-4), "encoder": pytest.approx(0.25e-4)}
+        assert self.rates(trainer, 2) == {"decoder": pytest.approx(1e-4), "encoder": 0}
         late = self.rates(trainer, 7)
         assert late["encoder"] == late["decoder"] > 0
         notes = trainer.group_notes()["encoder"]
-        assert notes == "frozen for 2 epochs while the decoder warms up, 0.25 of the rate for 6 epochs"
+        assert notes == "frozen for 2 epochs while the decoder warms up, frozen for 6 epochs"
 
     def test_layer_decay_and_the_rate_nnunet_logs(self) -> None:
         trainer = self.trainer(layer_decay=0.5)

@@ -21,7 +21,7 @@ from hyspark_nnunet.training.optimization import (
     rates_of_groups,
     skip_frozen,
 )
-from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, held_back, warmup_polynomial
+from hyspark_nnunet.training.schedules import ProgressScheduler, decoder_first, frozen_first, warmup_polynomial
 from tests.small_networks import small_arguments
 
 ARGUMENTS = small_arguments()
@@ -102,14 +102,14 @@ class TestGroups:
         assert f"{count:,}" in lines[3] and "0.001   0.04" in lines[3]
 
 
-def optimizer_and_schedule(network, epochs=10, alone=0, hold=0, factor=0.0, layer_decay=1.0):
+def optimizer_and_schedule(network, epochs=10, alone=0, hold=0, layer_decay=1.0):
     """As HySparKFinetuneTrainer makes them, without a warm-up."""
     optimizer = torch.optim.AdamW(
         parameter_groups(network, 0.04, 1e-2, True, layer_rates(network, layer_decay)), lr=1e-2
     )
     optimizer.register_step_pre_hook(skip_frozen)
     curve = partial(decoder_first, alone_fraction=alone / epochs, curve=partial(warmup_polynomial, warmup_fraction=0))
-    back = partial(held_back, frozen_fraction=alone / epochs, hold_fraction=hold / epochs, hold_factor=factor)
+    back = partial(frozen_first, frozen_fraction=max(alone, hold) / epochs)
     return optimizer, ProgressScheduler(optimizer, epochs, curve, None, back)
 
 
@@ -155,9 +155,9 @@ class TestRates:
         by_part = {group["part"]: group["lr"] for group in optimizer.param_groups}
         return by_part["decoder"], by_part["encoder"]
 
-    @pytest.mark.parametrize(("epoch", "share"), [(0, 0.1), (3.99, 0.1), (4, 1.0), (9, 1.0)])
-    def test_lower_for_the_first_epochs(self, network, epoch: float, share: float) -> None:
-        decoder, encoder = self.rates(network, epoch, hold=4, factor=0.1)
+    @pytest.mark.parametrize(("epoch", "share"), [(0, 0.0), (3.99, 0.0), (4, 1.0), (9, 1.0)])
+    def test_zero_for_the_first_epochs(self, network, epoch: float, share: float) -> None:
+        decoder, encoder = self.rates(network, epoch, hold=4)
         assert encoder == pytest.approx(share * decoder) and decoder > 0
 
     def test_the_decoder_warms_up_alone_before_the_whole_schedule(self, network) -> None:
