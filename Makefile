@@ -1,5 +1,5 @@
 # make env      builds .venv with everything in it       make test     linters, types, documentation, tests
-# make demo     the whole way on made data               make parity   numbers of the public release
+# make demo     all steps on synthetic data              make parity   numbers of the public release
 #                                                        make benchmark   time and memory, an hour on two cores
 # make docs     the documentation as a site, in site/    make dist     wheel and sdist, installed and tried
 # make kills    40 kills of a training and 20 of preprocessing, each continued

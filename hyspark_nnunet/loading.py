@@ -73,7 +73,7 @@ def load_network(
     if num_classes is None and labels is None:
         if not heads:
             raise ValueError(
-                f"{file} holds no segmentation heads ({weights.origin}): say how many classes there are, "
+                f"{file} holds no segmentation heads ({weights.origin}): give the number of classes, "
                 "for example num_classes=14"
             )
         num_classes = len(heads[0])
@@ -211,7 +211,8 @@ def _source(
     if strides is None:
         strides = (1, *(2,) * (sizes.n_stages - 1))
         notes.append(
-            f"{file} does not say its strides: 2 is assumed behind the first stage. If that is wrong, give strides."
+            f"{file} does not contain its strides: stride 2 is assumed after the first stage. If that is "
+            "wrong, give strides."
         )
         warnings.warn(notes[-1], stacklevel=3)
     count = sizes.input_channels if input_channels is None else input_channels

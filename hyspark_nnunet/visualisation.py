@@ -31,8 +31,8 @@ NOT_JUDGED = (46, 49, 57)  # visible voxels in the column of errors
 ERROR_COLOURS = "inferno"
 COLUMNS = ("input", "visible to the network", "reconstruction", "absolute error, hidden voxels")
 CAPTION = (
-    "Hidden blocks show the prediction with the input block's own mean and spread put back: the network predicts each "
-    "block standardised, its level and contrast are not predicted."
+    "Hidden blocks show the prediction, rescaled to the mean and standard deviation of the input block: the network "
+    "predicts standardised blocks, without their brightness and contrast."
 )
 
 

@@ -1,4 +1,4 @@
-"""nnU-Net's real commands on made data: pre-train, fine-tune, predict, and what surrounds them."""
+"""nnU-Net's real commands on synthetic data: pre-train, fine-tune, predict, and what surrounds them."""
 
 import json
 import re
@@ -257,7 +257,7 @@ def test_prediction_with_the_pretraining_network_says_why_not(
     images = str(project.raw / LABELLED / "imagesTs")
     arguments = ("-d", "60", "-c", "3d_fullres", "-f", "all", "-tr", PRETRAINER, "-i", images, "-o", str(tmp_path))
     printed = project.run("nnUNetv2_predict", *arguments, "-device", "cpu", ok=False)
-    assert "rebuilds images and segments nothing" in printed and FINETUNER in printed
+    assert "reconstructs images and does not segment" in printed and FINETUNER in printed
 
 
 @pytest.mark.parametrize("content", ["missing", "empty", "text", "foreign"])
@@ -273,7 +273,7 @@ def test_unusable_pretrained_weights(project: Project, tmp_path: Path, content: 
         "missing": f"no checkpoint file at {file}",
         "empty": f"{file} is empty (0 bytes)",
         "text": f"{file} is not a readable checkpoint",
-        "foreign": f"{file} fills nothing of this network's encoder: it holds conv.weight",
+        "foreign": f"{file} has no weights for this network's encoder: it holds conv.weight",
     }[content]
     results = tmp_path / "results"
     printed = project.train(6, "0", FINETUNER, "-pretrained_weights", str(file), ok=False, nnUNet_results=str(results))

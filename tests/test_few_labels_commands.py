@@ -1,4 +1,4 @@
-"""benchmarks/few_labels from data to tables on made scans, by nnU-Net's real commands, with a stop on the way."""
+"""benchmarks/few_labels from data to tables on synthetic scans, by nnU-Net's real commands, with a stop on the way."""
 
 import csv
 import json

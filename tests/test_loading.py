@@ -154,7 +154,7 @@ def test_deep_supervision_gives_the_logits_of_every_level(tmp_path: Path) -> Non
 
 def test_a_file_without_strides_is_taken_to_halve_every_axis(tmp_path: Path) -> None:
     path = write_file("release, encoder", tmp_path)
-    with pytest.warns(UserWarning, match="does not say its strides: 2 is assumed behind the first stage.*give strides"):
+    with pytest.warns(UserWarning, match="does not contain its strides: stride 2 is assumed after the.*give strides"):
         encoder = hyspark_nnunet.load_encoder(path)
     assert encoder.unit == (8, 8, 8) and "2 is assumed" in encoder.transfer_report.table()
 
@@ -175,7 +175,7 @@ def test_a_network_of_planes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "holds no segmentation heads .*: say how many classes there are, for example num_classes=14"),
+        ({}, "holds no segmentation heads .*: give the number of classes, for example num_classes=14"),
         ({"num_classes": 2, "strides": (1, 2)}, "strides has 2 entries, but the encoder in .* has 4 stages"),
         ({"num_classes": 2, "labels": ["a"]}, "num_classes is 2, but labels names 1: a"),
         (

@@ -1,4 +1,4 @@
-"""What docs/nnunet_features.md promises, with nnU-Net's real commands on made data.
+"""What docs/nnunet_features.md promises, with nnU-Net's real commands on synthetic data.
 
 Two datasets in one project share the work: one is anisotropic with an ignore label, in 3d and 2d; one has regions and
 a cascade.

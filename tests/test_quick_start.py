@@ -1,4 +1,4 @@
-"""Every block of docs/quick_start.md, run one after another in one shell, as a reader would, on made data."""
+"""Every block of docs/quick_start.md, run one after another in one shell, as a reader would, on synthetic data."""
 
 import json
 import os

@@ -49,8 +49,8 @@ class MaskedAutoencoder(nn.Module):
         """
         if visible is None:  # nnU-Net's prediction calls a network with the image alone
             raise ValueError(
-                f"{type(self).__name__} needs a mask: it rebuilds images and segments nothing. To predict, fine-tune "
-                f"it first with -tr {self.trainer_of_prediction} -pretrained_weights"
+                f"{type(self).__name__} needs a mask: it reconstructs images and does not segment. To predict, "
+                f"fine-tune it first with -tr {self.trainer_of_prediction} -pretrained_weights"
             )
         features = self.encoder.features(image, visible, num_visible)[::-1]
         return self.decoder(self.densify(features[: len(self.densify.mask_tokens)]))

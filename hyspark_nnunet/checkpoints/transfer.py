@@ -229,7 +229,7 @@ class Transfer:
 
     def _foreign_message(self) -> str:
         message = (
-            f"{self.file} fills nothing of this network's encoder: it holds {_some(self.state)}, the network has "
+            f"{self.file} has no weights for this network's encoder: it holds {_some(self.state)}, the network has "
             f"{_some(self.target)}. "
         )
         about, command = self.source_description, "nnUNetv2_train DATASET"

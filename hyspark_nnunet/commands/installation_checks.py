@@ -165,7 +165,7 @@ def check_folder(variable: str) -> Finding:
     value = os.environ.get(variable)
     if not value:
         mend = f"export {variable}=/a/folder/{variable}   # {FOLDERS[variable]}"
-        return Finding(variable, "FAIL", "not set: nnU-Net does not know where its data are", mend)
+        return Finding(variable, "FAIL", "not set: nnU-Net cannot find its data", mend)
     if not os.path.isdir(value):
         return Finding(variable, "FAIL", f"{value} is not a folder", f'mkdir -p "{value}"')
     try:
@@ -188,7 +188,7 @@ def check_variables() -> Finding:
     except ValueError as error:
         return Finding("variables", "FAIL", str(error), "correct or unset it")
     if os.environ.get("nnUNet_n_proc_DA") == "0":
-        message = "nnUNet_n_proc_DA=0 is for trainings: nnU-Net's own planning stops at it"
+        message = "nnUNet_n_proc_DA=0 is only for training: nnU-Net's planning fails with it"
         return Finding("variables", "note", message, "unset nnUNet_n_proc_DA   # to plan")
     found = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(PREFIX)]
     return Finding("variables", "ok", " ".join(found) or f"no {PREFIX} variable is set")

@@ -62,7 +62,7 @@ def add_preprocess_command(commands: Any) -> argparse.ArgumentParser:
         description="Preprocesses the cases that are not done, by nnU-Net's own code and into its own folder. "
         "Interrupt it at any time; the same command continues.",
     )
-    parser.add_argument("-d", dest="dataset", required=True, help="data set (number or name)")
+    parser.add_argument("-d", dest="dataset", required=True, help="dataset (number or name)")
     parser.add_argument(
         "-c", nargs="+", default=["3d_fullres"], dest="configurations", help="configurations (default: %(default)s)"
     )

@@ -21,7 +21,7 @@ def preprocess_configurations(
     skip_unplanned: bool = False,
     **options: Any,
 ) -> int:
-    """Preprocesses a data set for several configurations.
+    """Preprocesses a dataset for several configurations.
 
     Args:
         dataset: number or name.

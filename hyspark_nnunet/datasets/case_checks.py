@@ -70,7 +70,7 @@ def image_faults(counted: Counted) -> list[str]:
         return [f"empty: {size_text(image.GetSize())} voxels"]
     if image.GetNumberOfComponentsPerPixel() > 1:
         return [
-            f"wrong number of channels: {image.GetNumberOfComponentsPerPixel()} numbers per voxel in one file (such as "
+            f"wrong number of channels: {image.GetNumberOfComponentsPerPixel()} values per voxel in one file (such as "
             "RGB); give every channel a file"
         ]
     if image.GetDimension() > 4:
@@ -235,7 +235,7 @@ def _spacing_faults(spacing: Sequence[float]) -> list[str]:
     if all(np.isfinite(step) and smallest <= step <= largest for step in spacing):
         return []
     steps = " x ".join(f"{step:g}" for step in spacing)
-    return [f"absurd spacing: {steps} mm, outside {smallest:g} to {largest:g} mm; is it in another unit?"]
+    return [f"implausible spacing: {steps} mm, outside {smallest:g} to {largest:g} mm; is it in another unit?"]
 
 
 def _label_faults(label: str | None, size: Sequence[int]) -> list[str]:

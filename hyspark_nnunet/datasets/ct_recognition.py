@@ -12,8 +12,8 @@ from hyspark_nnunet.datasets.volumes import read_volume, voxels
 
 SAMPLE = 5  # scans whose intensities are read to recognise the channel
 NAME_THEM = (
-    "name the channel: --channels CT or --channels MRI; CT is normalised by the intensities of the whole set, "
-    "anything else scan by scan"
+    "name the channel with --channels CT or --channels MRI; nnU-Net normalises CT by the intensities of all scans, "
+    "other channels scan by scan"
 )
 
 

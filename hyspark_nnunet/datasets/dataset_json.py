@@ -104,7 +104,8 @@ def refuse_taken_id(target: Path) -> None:
         for other in sorted(Path(folder).glob(f"{number}*")):
             if other.is_dir() and other.name != target.name:
                 raise ValueError(
-                    f"number {number[7:]} is taken by {other}, and nnU-Net refuses two names for one: give another -d"
+                    f"number {number[7:]} is used by {other}, and nnU-Net allows one dataset per number: choose "
+                    "another -d"
                 )
 
 

@@ -117,7 +117,7 @@ def _refuse_unlike(frames: Sequence[Frame]) -> None:
     way_out = "keep one volume per series, the others (such as localizers) in folders of their own"
     for frame in frames:
         if not np.allclose(frame.orientation, first.orientation, atol=COSINE_TOLERANCE):
-            raise ValueError(f"{what} have unlike orientations ({_name(frame)}): {way_out}")
+            raise ValueError(f"{what} have different orientations ({_name(frame)}): {way_out}")
         if frame.size != first.size:
             raise ValueError(f"{what} differ in size, {first.size} and {frame.size} ({_name(frame)}): {way_out}")
         if not np.allclose(frame.spacing, first.spacing, rtol=1e-3):
@@ -143,7 +143,7 @@ def _distance_of_slices(frames: Sequence[Frame], normal: npt.NDArray[np.float64]
     if usual <= 0 or gaps.min() < 1e-3:
         same = int(np.argmin(gaps))
         raise ValueError(
-            f"the DICOM series in {folder} has several slices at one place ({_name(frames[same])} and "
+            f"the DICOM series in {folder} has several slices at the same position ({_name(frames[same])} and "
             f"{_name(frames[same + 1])}): it holds more than one volume (time points, echoes) or a slice twice; put "
             f"each volume into a folder of its own, or {CONVERT}"
         )
@@ -173,7 +173,7 @@ def _frames(file: str) -> list[Frame]:
     own = _groups(header, "PerFrameFunctionalGroupsSequence")
     if n > 1 and len(own) != n:
         raise ValueError(
-            f"{file} says no position of its slice {len(own) + 1} of {n}: frames without positions (a film, or a "
+            f"{file} has no position for slice {len(own) + 1} of {n}: frames without positions (a film, or a "
             "projection) are not a volume; --exclude it, or convert it to .nii.gz with a program that knows the scanner"
         )
     return [_frame(file, i, [*own[i : i + 1], *shared, header]) for i in range(n)]
@@ -215,7 +215,7 @@ def _frame(file: str, index: int, sources: Sequence[Dataset]) -> Frame:
         except (TypeError, ValueError):
             found = np.full(n, np.nan)
         if not np.isfinite(found).all():
-            raise ValueError(f"{file} says no {what} of its slice ({name}): {CONVERT}, or --exclude it")
+            raise ValueError(f"{file} has no {what} for its slice ({name}): {CONVERT}, or --exclude it")
         return found
 
     position = numbers("PlanePositionSequence", "ImagePositionPatient", 3, "position")

@@ -44,8 +44,8 @@ def cases_by_suffix(scans: Sequence[Scan], n_channels: int | None, numbers_in_na
         example = next(scan.relative for match, scan in split if match and int(match[2]) == beyond[0])
         raise ValueError(
             f"{example} ends in _{beyond[0]:04d}, the suffix of channel {beyond[0]}, but {said} "
-            f"(the suffixes run from {min(numbers)} to {max(numbers)}): name all channels (--channels T1 T2), or give "
-            "--no-suffix if these numbers are the cases'"
+            f"(the suffixes run from {min(numbers)} to {max(numbers)}): name all channels (--channels T1 T2), or use "
+            "--no-suffix if these numbers count cases"
         )
     groups: dict[str, dict[int, Scan]] = {}
     twice = []

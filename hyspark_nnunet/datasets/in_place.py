@@ -29,7 +29,7 @@ def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], Non
     earlier: set[str] = set()
     if description.exists():
         if not overwrite:
-            raise ValueError(f"{description} exists and is not overwritten: --overwrite makes new labels")
+            raise ValueError(f"{description} exists and is not overwritten: use --overwrite to make its labels again")
         if not made_here(target):
             if any(files.label for files in read_dataset(target).cases.values()):
                 raise ValueError(

@@ -142,7 +142,7 @@ def _compare(path: str, stored: np.ndarray, read: np.ndarray, slope: float, inte
             else REWRITE
         )
         raise ValueError(
-            f"ITK, and so nnU-Net, reads other voxels than the file holds ({found[first]:g} instead of "
+            f"ITK, and therefore nnU-Net, reads voxels that differ from the file's ({found[first]:g} instead of "
             f"{expected[first]:g}): {way_out}"
         )
 

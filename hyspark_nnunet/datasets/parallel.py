@@ -70,7 +70,7 @@ def for_each(
                         bar.update()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                f"a worker process was ended from outside, as a rule because memory ran out: give a smaller -np than "
+                f"a worker process was killed from outside, usually because memory ran out: use a smaller -np than "
                 f"{processes}"
             ) from error
         finally:

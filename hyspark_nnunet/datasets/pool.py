@@ -63,8 +63,10 @@ def pool(options: PoolOptions, raw: Path) -> Path:
     target = raw / dataset_folder_name(options.dataset_id, options.name)
     folders = [find_dataset(source, raw) for source in options.sources]
     twice = sorted({folder.name for folder in folders if folders.count(folder) > 1})
-    if twice or target in folders:
-        raise ValueError(f"--from names {', '.join(twice) or target.name + ', the pool itself'} once too often")
+    if twice:
+        raise ValueError(f"--from names {', '.join(twice)} more than once")
+    if target in folders:
+        raise ValueError(f"--from names {target.name}, the pool itself: choose another -d and -n, or other datasets")
     refuse_taken_id(target)
     refuse_existing(target, options.overwrite)
     datasets = [read_dataset(folder) for folder in folders]
@@ -131,9 +133,10 @@ def _channels(datasets: Sequence[RawDataset], said: Sequence[str]) -> tuple[tupl
     if not said:
         if len({dataset.channel_names for dataset in datasets}) > 1:
             raise ValueError(
-                f"the datasets differ in their channels ({described}), and nnU-Net normalises a channel in one way: "
-                "CT by the intensities of the whole set, anything else scan by scan. --channels-from ID takes the "
-                "names of one dataset for all; ID=CHANNELS behind it, such as 4=1,0, chooses channels of another"
+                f"the datasets differ in their channels ({described}), but nnU-Net normalises all "
+                "cases alike: CT by the intensities of all scans, other channels scan by scan. --channels-from ID uses "
+                "the channel names of that dataset for all cases; add ID=CHANNELS, such as 4=1,0, to choose "
+                "channels of another"
             )
         return datasets[0].channel_names, [tuple(range(len(dataset.channel_names))) for dataset in datasets]
     leader = _one_of(datasets, said[0])
@@ -141,7 +144,7 @@ def _channels(datasets: Sequence[RawDataset], said: Sequence[str]) -> tuple[tupl
     for choice in said[1:]:
         which, separator, numbers = choice.partition("=")
         if not separator or not all(number.isdigit() for number in numbers.split(",")):
-            raise ValueError(f"--channels-from {choice}: say it as ID=CHANNELS, such as 4=1 or 4=1,0")
+            raise ValueError(f"--channels-from {choice}: write ID=CHANNELS, such as 4=1 or 4=1,0")
         choices[_one_of(datasets, which).name] = tuple(int(number) for number in numbers.split(","))
     first = choices.get(leader.name, tuple(range(len(leader.channel_names))))
     chosen = []
@@ -170,7 +173,7 @@ def _one_of(datasets: Sequence[RawDataset], which: str) -> RawDataset:
     for dataset in datasets:
         if which == dataset.name or (which.isdigit() and int(which) == int(dataset.name[7:10])):
             return dataset
-    raise ValueError(f"--channels-from {which} is none of the datasets {', '.join(d.name for d in datasets)}")
+    raise ValueError(f"--channels-from {which} is not one of the datasets {', '.join(d.name for d in datasets)}")
 
 
 def _held_out(lists: Sequence[str], datasets: Sequence[RawDataset], prefixes: Sequence[str]) -> set[str]:
@@ -195,10 +198,10 @@ def _held_out(lists: Sequence[str], datasets: Sequence[RawDataset], prefixes: Se
                 unknown.append(name)
     if unknown:
         alike = [match for name in unknown[:1] for match in get_close_matches(name, by_name, 3)]
-        hint = f" (is {unknown[0]} one of {', '.join(alike)}?)" if alike else ""
+        hint = f" (did you mean {', '.join(alike)}?)" if alike else ""
         raise ValueError(
-            f"{len(unknown)} cases to hold out are in none of the datasets: {', '.join(unknown[:10])}{hint}; take "
-            "them off the list if they are elsewhere"
+            f"{len(unknown)} cases to hold out are in none of the datasets: {', '.join(unknown[:10])}{hint}; remove "
+            "them from the list if they belong to other datasets"
         )
     return held_out
 
@@ -217,14 +220,14 @@ def read_case_list(entry: str) -> list[str]:
     if not os.path.isfile(path):
         path, _, key = entry.rpartition(":")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no list of cases at {entry}")
+        raise FileNotFoundError(f"--holdout: no file {entry}; it must be a text file with a case per line, or JSON")
     with open(path, encoding="utf-8") as file:
         text = file.read()
     names: object
     if path.lower().endswith(".json"):
         content = json.loads(text)
         if isinstance(content, Mapping) and key not in content:
-            raise ValueError(f"{path} holds several lists, say which: {path}:KEY with {', '.join(map(str, content))}")
+            raise ValueError(f"{path} holds several lists, name one: {path}:KEY with {', '.join(map(str, content))}")
         names = content[key] if isinstance(content, Mapping) else content
     else:
         names = [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]

@@ -128,7 +128,7 @@ def _scans_by_channel(options: PrepareOptions) -> tuple[tuple[str, ...], dict[st
     pairs = [channel.partition("=") for channel in options.channels]
     names = tuple(name for name, _, _ in pairs)
     if len(set(names)) < len(names) or not all(names):
-        raise ValueError(f"channel names must be there and differ: --channels {' '.join(options.channels)}")
+        raise ValueError(f"channel names must not be empty or repeated: --channels {' '.join(options.channels)}")
     with_folder = [bool(separator) for _, separator, _ in pairs]
     if any(with_folder) and not all(with_folder):
         raise ValueError(f"--channels takes names or NAME=FOLDER, not both: {' '.join(options.channels)}")
@@ -150,23 +150,25 @@ def _refuse_unfit(scans: Sequence[Scan], options: PrepareOptions, target: Path, 
     series = [scan for scan in scans if scan.is_series]
     if series and not options.convert:
         raise ValueError(
-            f"{len(series)} DICOM series, {series[0].relative} the first: nnU-Net reads none; leave out --no-copy, "
-            "then each is written once as .nii.gz"
+            f"{len(series)} DICOM series, {series[0].relative} the first: nnU-Net reads no series; omit --no-copy "
+            "to write each once as .nii.gz"
         )
     if series and in_place:
         raise ValueError(
-            f"{len(series)} DICOM series in {target / 'imagesTr'}, {series[0].relative} the first: nnU-Net reads none, "
-            "and nothing is written among your scans; give another -d and -n"
+            f"{len(series)} DICOM series in {target / 'imagesTr'}, {series[0].relative} the first: nnU-Net reads "
+            "no series, and prepare does not write into a folder of your scans; choose another -d and -n"
         )
     others = sorted({scan.ending for scan in scans if scan.ending not in (WRITTEN_ENDING, ".dcm")})
     if options.files == "linked" and others:
         raise ValueError(
-            f"--link takes {WRITTEN_ENDING} alone, a link cannot change the format of {', '.join(others)}: give "
-            "--copy, or neither, then they are listed where they lie"
+            f"--link takes {WRITTEN_ENDING} only, because a link cannot change the format of {', '.join(others)}: "
+            "use --copy, or neither option to list the files without copying them"
         )
     for scan in scans:
         if not in_place and Path(scan.files[0]).is_relative_to(target):
-            raise ValueError(f"{scan.files[0]} lies in {target}, which is to be made: give another -d or -n")
+            raise ValueError(
+                f"{scan.files[0]} is inside {target}, the folder of the new dataset: choose another -d or -n"
+            )
 
 
 def _misread_paths(cases: Sequence[Case], options: PrepareOptions) -> dict[str, str]:
@@ -175,7 +177,7 @@ def _misread_paths(cases: Sequence[Case], options: PrepareOptions) -> dict[str, 
         return {}
     files = [(case.name, scan.files[0]) for case in cases for scan in case.scans if not scan.is_series]
     return {
-        name: f"nnU-Net would take a part of {file} for a variable: rename it, or --copy"
+        name: f"nnU-Net would read a part of {file} as a variable: rename it, or use --copy"
         for name, file in files
         if os.path.expandvars(file) != file
     }

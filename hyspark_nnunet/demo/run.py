@@ -179,7 +179,7 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
 
 
 def check_plans(folder: Path) -> str:
-    """Compares the plans of the two data sets: weights can be loaded only where the networks agree.
+    """Compares the plans of the two datasets: weights can be loaded only where the networks agree.
 
     Returns:
         A line about the plan.
@@ -266,7 +266,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     say(f"      {check_plans(folder)}")
 
     shared = {"HYSPARK_PRESET": "S", "HYSPARK_WARMUP_FRACTION": 0.1}
-    demo.headline("Pre-train on the scans without labels")
+    demo.headline("Pre-train on the unlabelled scans")
     epochs = arguments.epochs_pretrain
     recipe = shared | {"HYSPARK_NUM_EPOCHS": epochs, "HYSPARK_NUM_ITERATIONS_PER_EPOCH": 20}
     recipe |= {
@@ -278,7 +278,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     train = ["nnUNetv2_train", str(UNLABELLED[0]), CONFIGURATION, FOLDS[PRETRAINER], "-tr", PRETRAINER]
     demo.run([*train, *device], recipe, EpochLine(epochs))
 
-    demo.headline("Fine-tune on the scans with labels")
+    demo.headline("Fine-tune on the labelled scans")
     epochs = arguments.epochs_finetune
     recipe = shared | {"HYSPARK_NUM_EPOCHS": epochs, "HYSPARK_NUM_ITERATIONS_PER_EPOCH": 15}
     recipe |= {"HYSPARK_INITIAL_LR": 2e-3, "HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": 3}
@@ -320,15 +320,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m hyspark_nnunet.demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="output folder (default: demo)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier demo")
-    parser.add_argument("--epochs-pretrain", type=int, default=9, help="of 20 steps (default: 9)")
-    parser.add_argument("--epochs-finetune", type=int, default=7, help="of 15 steps (default: 7)")
-    parser.add_argument("--unlabelled", type=int, default=16, help="scans to pre-train on (default: 16)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier demo in the folder")
     parser.add_argument(
-        "--labelled", type=int, default=7, help="scans with labels, a fifth of them held out (default: 7)"
+        "--epochs-pretrain", type=int, default=9, help="epochs of pre-training, 20 steps each (default: 9)"
+    )
+    parser.add_argument(
+        "--epochs-finetune", type=int, default=7, help="epochs of fine-tuning, 15 steps each (default: 7)"
+    )
+    parser.add_argument("--unlabelled", type=int, default=16, help="number of scans for pre-training (default: 16)")
+    parser.add_argument(
+        "--labelled", type=int, default=7, help="number of labelled scans; a fifth is for validation (default: 7)"
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"), help="default: cpu")
-    parser.add_argument("--processes", type=int, default=2, help="of preprocessing and evaluation (default: 2)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="processes of preprocessing and evaluation (default: 2)"
+    )
     try:
         run_demo(parser.parse_args(arguments))
     except DemoError as error:

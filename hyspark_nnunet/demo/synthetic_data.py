@@ -112,7 +112,7 @@ def write_dataset(
     seed: int = 0,
     shape: tuple[int, int, int] = (72, 80, 80),
 ) -> Path:
-    """Writes synthetic scans as a raw data set of nnU-Net.
+    """Writes synthetic scans as a raw dataset of nnU-Net.
 
     nnU-Net wants a label file for every training case. For ``labelled=False`` it is the body: a threshold at -300 HU
     with the holes of each axial slice filled, so that the lungs count, as they do where they have a label, when nnU-Net
@@ -144,7 +144,7 @@ def write_dataset(
         for index in cases:
             case = make_case((seed, dataset_id, index), shape)
             segmentation = case.organs if labelled else _threshold_body(case.image)
-            identifier = f"made_{index:03d}"
+            identifier = f"synthetic_{index:03d}"
             _write(case.image.astype(np.int16), case.spacing, folder / f"images{split}" / f"{identifier}_0000")
             _write(segmentation, case.spacing, folder / f"labels{split}" / identifier)
     generate_dataset_json(

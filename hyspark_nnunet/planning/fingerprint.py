@@ -1,4 +1,4 @@
-"""nnU-Net's fingerprint of a data set, from a sample of its cases where there are too many to read them all."""
+"""nnU-Net's fingerprint of a dataset, from a sample of its cases where there are too many to read them all."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def extract_sampled_fingerprint(
         extractor_name: class of nnU-Net.
         n_cases: size of the sample.
         processes: that read in parallel.
-        check_integrity: let nnU-Net check the data set first.
+        check_integrity: let nnU-Net check the dataset first.
         clean: extract a fingerprint that is there again.
         show: whether there is a progress bar.
 

@@ -37,10 +37,12 @@ def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str,
     file = folder / f"{plans_name or PLANS_NAME[preset]}.json"
     if not file.is_file():
         others = [name for name, _ in plans_in(folder)]
-        there = f"it has {', '.join(others)}: name one with -like_plans, or plan it" if others else "plan it"
-        command = "hyspark_nnunet plan" if file.stem in PLANS_NAME.values() else "nnUNetv2_plan_experiment"
-        number = folder.name[7:10].lstrip("0")
-        raise FileNotFoundError(f"{folder.name} has no plans {file.name}; {there} first: {command} -d {number}")
+        choice = f"It has {', '.join(others)}: choose one with -like_plans, or plan it" if others else "Plan it"
+        command = f"nnUNetv2_plan_experiment -d {int(folder.name[7:10])}"
+        for name, plans in PLANS_NAME.items():
+            if plans == file.stem:
+                command = f"hyspark_nnunet plan -d {int(folder.name[7:10])} -preset {name}"
+        raise FileNotFoundError(f"{folder.name} has no plans {file.name}. {choice} first: {command}")
     return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -98,8 +98,8 @@ class HySparKPlanner(ExperimentPlanner):
         if len(arch_kwargs["strides"]) < 2 or min(patch_size) < 1:
             raise ValueError(
                 f"no patch fits: the median image or the memory target of {self.memory_target:g} GB is too small for "
-                f"preset {self.preset} (arrived at patch size {tuple(int(n) for n in patch_size)}); raise "
-                "-gpu_memory_target or take a smaller -preset"
+                f"preset {self.preset} (reached patch size {tuple(int(n) for n in patch_size)}); use a larger "
+                "-gpu_memory_target" + ("" if self.preset == next(iter(PRESETS)) else " or a smaller -preset")
             )
         plain = {"architecture": _architecture(arch_class_name, arch_kwargs, arch_kwargs_req_import)}
         configuration = self.with_our_architecture({**plain, "patch_size": patch_size})

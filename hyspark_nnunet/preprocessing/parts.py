@@ -23,7 +23,7 @@ def cases_of_part(sizes: Mapping[str, int], part: tuple[int, int]) -> list[str]:
     least so far.
 
     Args:
-        sizes: bytes of every case of the data set.
+        sizes: bytes of every case of the dataset.
         part: number, from 1, and how many parts there are.
     """
     number, count = part

@@ -52,7 +52,7 @@ def preprocess(raw: Path, preprocessed: Path, plans: str, configuration: str, op
     """Preprocesses the cases of a part that are not done.
 
     Args:
-        raw: folder of the data set in nnUNet_raw.
+        raw: folder of the dataset in nnUNet_raw.
         preprocessed: its folder in nnUNet_preprocessed, with plans and dataset.json.
         plans: name of the plans.
         configuration: name.
@@ -125,7 +125,7 @@ def _read_run(raw: Path, preprocessed: Path, plans: str, configuration: str) -> 
     configuration_manager = plans_manager.get_configuration(configuration)
     if configuration_manager.preprocessor_class.run is not DefaultPreprocessor.run:
         raise ValueError(
-            f"preprocessor {configuration_manager.preprocessor_name} goes through a data set in its own way: run "
+            f"preprocessor {configuration_manager.preprocessor_name} goes through a dataset in its own way: run "
             f"nnUNetv2_preprocess -plans_name {plans} -c {configuration}"
         )
     dataset_json = json.loads((preprocessed / DATASET_JSON).read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
-# normalisations of nnU-Net that do not read the data set's intensity statistics
+# normalisations of nnU-Net that do not read the dataset's intensity statistics
 WITHOUT_STATISTICS = {
     "ZScoreNormalization",
     "NoNormalization",

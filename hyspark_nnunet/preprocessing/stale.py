@@ -21,7 +21,7 @@ class StaleCase(NamedTuple):
 
     Attributes:
         settings: digest of the settings that it was made with; None: not recorded.
-        listed: whether the data set has it.
+        listed: whether the dataset has it.
         files: what is there.
     """
 
@@ -31,11 +31,11 @@ class StaleCase(NamedTuple):
 
 
 def stale_cases(recorded: RecordedFolder, listed: set[str], digest: str) -> dict[str, StaleCase]:
-    """Cases of other settings, without a record, or that the data set does not list.
+    """Cases of other settings, without a record, or that the dataset does not list.
 
     Args:
         recorded: the folder.
-        listed: the data set's cases.
+        listed: the dataset's cases.
         digest: of today's settings.
     """
     # the files first: what another machine finishes in between has a record, but is not in this list
@@ -55,7 +55,7 @@ def stale_text(recorded: RecordedFolder, stale: Mapping[str, StaleCase], now: Ma
     unrecorded = [name for name, case in stale.items() if case.listed and case.settings is None]
     parts = []
     if unlisted:
-        parts.append(f"{len(unlisted)} are not in the data set, {unlisted[0]} for one")
+        parts.append(f"{len(unlisted)} are not in the dataset, {unlisted[0]} for one")
     if unrecorded:
         parts.append(f"{len(unrecorded)} have no record, as after nnUNetv2_preprocess, {unrecorded[0]} for one")
     digests = sorted({case.settings for case in stale.values() if case.listed and case.settings is not None})

@@ -101,10 +101,10 @@ class Recipe:
         "full: all of a block, for the least memory",
     )
     initial_lr: float = documented(
-        1e-4, POSITIVE, unit="per step", source=RELEASE, meaning="AdamW's learning rate at the end of the warm-up"
+        1e-4, POSITIVE, unit="AdamW's lr", source=RELEASE, meaning="AdamW's learning rate at the end of the warm-up"
     )
     weight_decay: float = documented(
-        0.04, NOT_NEGATIVE, unit="per step and learning rate", source=RELEASE, meaning="AdamW's weight decay"
+        0.04, NOT_NEGATIVE, unit="AdamW's weight_decay", source=RELEASE, meaning="AdamW's weight decay"
     )
     warmup_fraction: float = documented(
         0.4,
@@ -173,7 +173,7 @@ class PretrainRecipe(Recipe):
     final_weight_decay: float = documented(
         0.2,
         NOT_NEGATIVE,
-        unit="per step and learning rate",
+        unit="AdamW's weight_decay",
         source=RELEASE,
         meaning="weight decay at the end of the training; it rises along a half cosine",
     )

@@ -180,7 +180,7 @@ def newest_intact(folder: str | Path) -> tuple[Path, list[str]]:
                 # only its numbers are read here
                 found.append((training_progress(read_checkpoint(path, mmap=True)), path))
             except (ValueError, KeyError, AttributeError) as error:
-                faults.append(str(error) if isinstance(error, ValueError) else f"{path} is no training checkpoint")
+                faults.append(str(error) if isinstance(error, ValueError) else f"{path} is not a training checkpoint")
     for _, path in sorted(found, key=lambda entry: entry[0], reverse=True):
         try:
             check_whole(path)

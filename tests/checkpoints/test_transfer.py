@@ -66,7 +66,7 @@ def test_a_fine_tuned_network_brings_its_decoder_but_not_its_heads(network) -> N
 
 def test_no_shared_name(network) -> None:
     with pytest.raises(
-        ValueError, match="file.pth fills nothing of this network's encoder: it holds conv.weight, the network has"
+        ValueError, match="file.pth has no weights for this network's encoder: it holds conv.weight, the network has"
     ):
         transfer_weights(network, {"conv.weight": torch.zeros(3)}, "file.pth")
 

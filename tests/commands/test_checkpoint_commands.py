@@ -140,7 +140,7 @@ class TestInspect:
         assert main(["checkpoint", "inspect", str(file), *TARGET]) == 1
         printed = capsys.readouterr().out
         assert f"{DATASET}, configuration 3d_fullres, plans nnUNetPlans, fold 0" in printed and "Fits" not in printed
-        assert "fills nothing of this network's encoder: it holds encoder.stages.0.0.convs.0.conv.weight" in printed
+        assert "has no weights for this network's encoder: it holds encoder.stages.0.0.convs.0.conv.weight" in printed
         command = f"nnUNetv2_train DATASET 3d_fullres FOLD -tr nnUNetTrainer -p nnUNetPlans -pretrained_weights {file}"
         assert f"It is a checkpoint of nnUNetTrainer on {DATASET}" in printed and command in printed
         # and its weights alone

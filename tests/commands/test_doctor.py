@@ -230,7 +230,7 @@ def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYSPARK_NUM_EPOCHS", "50")
     assert check_variables() == Finding("variables", "ok", "HYSPARK_NUM_EPOCHS=50")
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    assert check_variables().status == "note" and "planning stops at it" in check_variables().message
+    assert check_variables().status == "note" and "planning fails with it" in check_variables().message
     monkeypatch.setenv("HYSPARK_FINETUNE_NUM_EPOCH", "3")
     finding = check_variables()
     assert finding.status == "FAIL" and "did you mean HYSPARK_FINETUNE_NUM_EPOCHS?" in finding.message

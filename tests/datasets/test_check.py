@@ -49,10 +49,10 @@ def faults_of(path: Path, image: sitk.Image, n_channels: int = 1, ending: str = 
         (altered(put(-np.inf)), "2 infinite of 720 voxels"),
         (altered(lambda array: array.fill(7)), "constant: every voxel is 7"),
         (sitk.Cast(ct(), sitk.sitkComplexFloat32), "its voxels are complex numbers"),
-        (with_spacing(0.001, 0.001, 0.003), "absurd spacing: 0.001 x 0.001 x 0.003 mm, outside 0.01 to 30 mm"),
-        (with_spacing(1, 1, 500), "absurd spacing: 1 x 1 x 500 mm"),
+        (with_spacing(0.001, 0.001, 0.003), "implausible spacing: 0.001 x 0.001 x 0.003 mm, outside 0.01 to 30 mm"),
+        (with_spacing(1, 1, 500), "implausible spacing: 1 x 1 x 500 mm"),
         (sitk.JoinSeries([ct(0), ct(1)]), "wrong number of channels: 2 instead of 1"),
-        (sitk.Compose([ct(0), ct(1)]), "wrong number of channels: 2 numbers per voxel in one file"),
+        (sitk.Compose([ct(0), ct(1)]), "wrong number of channels: 2 values per voxel in one file"),
     ],
 )
 def test_faults_of_an_image(tmp_path: Path, image: sitk.Image, message: str) -> None:

@@ -56,8 +56,8 @@ def test_not_finite_voxels_of_scaled_floats_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"scl_slope": 0, "scl_inter": 5}, "reads other voxels than the file holds"),
-        ({"scl_slope": 1e-17}, "reads other voxels than the file holds"),
+        ({"scl_slope": 0, "scl_inter": 5}, "reads voxels that differ from the file's"),
+        ({"scl_slope": 1e-17}, "reads voxels that differ from the file's"),
         ({"scl_slope": 1, "scl_inter": np.nan}, "its header is damaged .*invalid intercept"),
         ({"dim": [3, 7, 6, 0, 1, 1, 1, 1]}, "empty: 7 x 6 x 0 voxels"),
         ({"dim": [9, 7, 6, 5, 1, 1, 1, 1]}, "its header says 9 axes"),
@@ -80,7 +80,9 @@ def test_a_file_of_the_same_name_does_not_lend_its_voxels(tmp_path: Path) -> Non
     path = save(tmp_path / "a.nii.gz")
     assert np.array_equal(sitk.GetArrayFromImage(read_volume(path)), VALUES.T)
     save(tmp_path / "a.nii", VALUES + 1)
-    with pytest.raises(ValueError, match=r"other voxels .*takes the voxels of a\.nii beside it.*--link or --copy"):
+    with pytest.raises(
+        ValueError, match=r"differ from the file's .*takes the voxels of a\.nii beside it.*--link or --copy"
+    ):
         read_volume(path)
 
 

@@ -91,7 +91,7 @@ def test_copies_are_nifti(scans: Path, raw: Path) -> None:
 
 
 def test_links(scans: Path, raw: Path) -> None:
-    with pytest.raises(ValueError, match=r"--link takes .nii.gz alone.*\.mha, \.nii, \.nrrd: give --copy"):
+    with pytest.raises(ValueError, match=r"--link takes .nii.gz only.*\.mha, \.nii, \.nrrd: use --copy"):
         prepare(options(scans, files="linked"), raw)
     folder = prepare(options(scans, files="linked", include=("*.nii.gz",)), raw)
     assert (folder / "imagesTr/one_0000.nii.gz").resolve() == (scans / "one.nii.gz").resolve()
@@ -140,7 +140,7 @@ def test_dicom_is_written_once(tmp_path: Path, raw: Path) -> None:
     image = ct(4)
     shuffled = [f"{k}.dcm" for k in (3, 5, 0, 4, 1, 2)]
     write_dicom_series(image, tmp_path / "dicom/patient1", shuffled)
-    with pytest.raises(ValueError, match="1 DICOM series, patient1 the first: nnU-Net reads none; leave out --no-copy"):
+    with pytest.raises(ValueError, match="1 DICOM series, patient1 the first: nnU-Net reads no series; omit --no-copy"):
         prepare(options(tmp_path / "dicom", convert=False), raw)
     folder = prepare(options(tmp_path / "dicom"), raw)
     assert content(folder)["dataset"]["patient1"]["images"] == ["imagesTr/patient1_0000.nii.gz"]
@@ -225,7 +225,7 @@ def test_a_set_lost_between_the_two_renames_comes_back(scans: Path, raw: Path) -
         ({"dataset_id": 1000}, "the number is 1 to 999"),
         ({"name": "a b"}, "no dataset can be called Dataset060_a b"),
         ({"channels": ("T1", "T2=x")}, "names or NAME=FOLDER, not both"),
-        ({"channels": ("T1", "T1")}, "must be there and differ"),
+        ({"channels": ("T1", "T1")}, "must not be empty or repeated"),
         ({"folder": None}, "no folder of scans"),
         ({"processes": 0}, "0 processes are too few"),
     ],
@@ -238,7 +238,7 @@ def test_refusals_of_what_is_asked(scans: Path, raw: Path, change: dict, message
 
 def test_a_number_belongs_to_one_name(scans: Path, raw: Path) -> None:
     (raw / "Dataset060_Other").mkdir()
-    with pytest.raises(ValueError, match="number 060 is taken by .*Dataset060_Other"):
+    with pytest.raises(ValueError, match="number 060 is used by .*Dataset060_Other"):
         prepare(options(scans), raw)
 
 
@@ -279,15 +279,15 @@ def test_all_bad_scans_are_listed_and_left_out(tmp_path: Path, raw: Path, labels
     for i in range(3):
         write(ct(i), tmp_path / f"s/good{i}.nii.gz")
     bad = {
-        "colour": (sitk.Compose([ct(), ct(1), ct(2)]), "3 numbers per voxel in one file"),
-        "complex": (sitk.Cast(ct(), sitk.sitkComplexFloat32), "2 numbers per voxel in one file"),
+        "colour": (sitk.Compose([ct(), ct(1), ct(2)]), "3 values per voxel in one file"),
+        "complex": (sitk.Cast(ct(), sitk.sitkComplexFloat32), "2 values per voxel in one file"),
         "constant": (ct() * 0 - 1000, "constant: every voxel is -1000"),
         "films": (sitk.JoinSeries([ct(), ct(1)]), "wrong number of channels: 2 instead of 1"),
         "image": (ct()[:, :, 2], "store a 2D image as a volume of one slice"),
         "mr": (mr(), "it does not look like CT, as the other scans do"),
         "nan": (altered(put_nan), "1 NaN of 720 voxels"),
         "slice": (ct(3)[:, :, 2:3], "2D: 12 x 10 x 1 voxels, but other cases are volumes"),
-        "unit": (ct(spacing=(0.002, 0.002, 0.003)), "absurd spacing: 0.002 x 0.002 x 0.003 mm"),
+        "unit": (ct(spacing=(0.002, 0.002, 0.003)), "implausible spacing: 0.002 x 0.002 x 0.003 mm"),
     }
     for name, (image, _) in bad.items():
         write(image, tmp_path / f"s/{name}.mha")
@@ -343,7 +343,9 @@ def test_names_of_segmentations_are_avoided_and_twins_in_other_endings_are_apart
     write(ct(0), tmp_path / "s/liver_0.nii.gz")
     write(ct(1), tmp_path / "s/liver_0_seg.nii.gz")
     write(ct(2), tmp_path / "s/liver_0.nii")
-    with pytest.raises(ValueError, match=r"1 of 3 cases(.|\n)*liver_0-\w*: ITK, and so nnU-Net, reads other voxels"):
+    with pytest.raises(
+        ValueError, match=r"1 of 3 cases(.|\n)*liver_0-\w*: ITK, and therefore nnU-Net, reads voxels that differ"
+    ):
         prepare(options(tmp_path / "s"), raw)
     folder = prepare(options(tmp_path / "s", files="copied"), raw)
     cases = content(folder)["dataset"]
@@ -356,8 +358,6 @@ def test_a_path_with_a_variable_in_it_is_a_bad_case(tmp_path: Path, raw: Path, m
     monkeypatch.setenv("SITE", "other")
     write(ct(0), tmp_path / "s/a.nii.gz")
     write(ct(1), tmp_path / "s/$SITE.nii.gz")
-    with pytest.raises(
-        ValueError, match=r"1 of 2 cases(.|\n)*SITE-\w*: nnU-Net would take a part of .* for a variable"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 2 cases(.|\n)*SITE-\w*: nnU-Net would read a part of .* as a variable"):
         prepare(options(tmp_path / "s"), raw)
     assert len(content(prepare(options(tmp_path / "s", files="copied"), raw))["dataset"]) == 2

@@ -86,7 +86,7 @@ def test_a_series_with_a_missing_slice_is_refused(tmp_path: Path) -> None:
 def test_a_series_of_two_volumes_is_refused(tmp_path: Path) -> None:
     for part in ("a", "b"):
         write_dicom_series(ct(), tmp_path, [f"{part}{k}.dcm" for k in range(6)])
-    with pytest.raises(ValueError, match="several slices at one place"):
+    with pytest.raises(ValueError, match="several slices at the same position"):
         read_series([str(path) for path in sorted(tmp_path.iterdir())])
 
 

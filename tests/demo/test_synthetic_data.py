@@ -82,13 +82,13 @@ class TestWriteDataset:
 
     def test_spacing_is_in_sitk_order(self, tmp_path: Path) -> None:
         folder = write_dataset(tmp_path, 1, "Made", n_train=1, shape=SMALL)
-        image = sitk.ReadImage(str(folder / "imagesTr" / "made_000_0000.nii.gz"))
+        image = sitk.ReadImage(str(folder / "imagesTr" / "synthetic_000_0000.nii.gz"))
         assert image.GetSpacing()[::-1] == pytest.approx(make_case((0, 1, 0), SMALL).spacing)
 
     def test_unlabelled_labels_hold_no_organs(self, tmp_path: Path) -> None:
         folder = write_dataset(tmp_path, 1, "Made", n_train=1, labelled=False, shape=SMALL)
-        image = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "imagesTr" / "made_000_0000.nii.gz")))
-        label = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / "made_000.nii.gz")))
+        image = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "imagesTr" / "synthetic_000_0000.nii.gz")))
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / "synthetic_000.nii.gz")))
         assert label[image > BODY_THRESHOLD_HU].all()
         assert label[make_case((0, 1, 0), SMALL).organs == ORGANS["lungs"]].mean() > 0.99
         assert not label[:, 0, 0].any()

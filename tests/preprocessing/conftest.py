@@ -1,4 +1,4 @@
-"""A small data set that nnU-Net's own command has preprocessed, and a project in which ours does."""
+"""A small dataset that nnU-Net's own command has preprocessed, and a project in which ours does."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def project(by_nnunet: Project, tmp_path: Path) -> Project:
 
 
 def files_of(project: Project) -> dict[str, bytes]:
-    """Everything that nnU-Net reads of the preprocessed data set, by relative path; plans apart."""
+    """Everything that nnU-Net reads of the preprocessed dataset, by relative path; plans apart."""
     home = project.preprocessed / NAME
     found = [*(home / DATA).glob("*"), *(home / "gt_segmentations").glob("*")]
     return {str(file.relative_to(home)): file.read_bytes() for file in found if file.is_file()}

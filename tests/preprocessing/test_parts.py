@@ -1,4 +1,4 @@
-"""Parts of a data set are disjoint, complete and balanced."""
+"""Parts of a dataset are disjoint, complete and balanced."""
 
 import numpy as np
 import pytest

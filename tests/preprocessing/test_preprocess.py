@@ -90,7 +90,7 @@ def test_cases_without_record_and_foreign_cases_are_refused(project: Project, by
         run(project)
     run(project, overwrite=True)
     shutil.copy(folder / "ball_1.b2nd", folder / "other.b2nd")
-    with pytest.raises(ValueError, match="1 are not in the data set, other for one"):
+    with pytest.raises(ValueError, match="1 are not in the dataset, other for one"):
         run(project)
     run(project, replace_stale=True)
     assert files_of(project) == files_of(by_nnunet)
