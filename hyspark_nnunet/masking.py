@@ -116,3 +116,20 @@ def view_at(visible: Tensor, block: Sequence[int]) -> Tensor:
         if width != 1:
             visible = visible.repeat_interleave(width, dim=axis + 2)
     return visible
+
+
+def mean_and_variance(values: Tensor, counted: Tensor, dims: Sequence[int] | int) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of the counted values along ``dims``, which are kept; 0 where there are too few.
+
+    Args:
+        values: float32 or better.
+        counted: BoolTensor that broadcasts to ``values``, True = counts.
+        dims: to reduce.
+    """
+    counted = counted.expand_as(values)
+    zero = values.new_zeros(())
+    number = counted.sum(dims, keepdim=True)
+    # by selection, not by a product: what does not count may be NaN
+    mean = torch.where(counted, values, zero).sum(dims, keepdim=True) / number.clamp(min=1)
+    squares = torch.where(counted, values - mean, zero).square()
+    return mean, squares.sum(dims, keepdim=True) / (number - 1).clamp(min=1)

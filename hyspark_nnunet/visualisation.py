@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.masking import mean_and_variance
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -27,7 +28,8 @@ PLANES = ("axial", "coronal", "sagittal")  # the plane at a fixed first, second,
 SLICE = ("slice",)  # of 2d configurations: one plane, whose direction is unknown
 HIDDEN_COLOUR = (84, 110, 148)  # slate blue: no grey value can be mistaken for it
 BACKGROUND = (16, 17, 20)
-NOT_JUDGED = (46, 49, 57)  # visible voxels in the column of errors
+IGNORED_COLOUR = (122, 72, 40)  # brown
+NOT_JUDGED = (46, 49, 57)  # visible and ignored voxels in the column of errors
 ERROR_COLOURS = "inferno"
 COLUMNS = ("input", "visible to the network", "reconstruction", "absolute error, hidden voxels")
 CAPTION = (
@@ -35,15 +37,27 @@ CAPTION = (
     "predicts standardised blocks, without their brightness and contrast."
 )
 
+IGNORED_CAPTION = " Brown: hidden voxels with the ignore label, which do not count."
+
+
+class Example(NamedTuple):
+    """A patch to draw; ``counted`` is (1, *spatial), False for voxels with the ignore label, None: all count."""
+
+    name: str
+    image: npt.ArrayLike | Tensor
+    visible: npt.ArrayLike | Tensor
+    reconstruction: npt.ArrayLike | Tensor
+    counted: npt.ArrayLike | Tensor | None = None
+
 
 class Panels(NamedTuple):
     """One row of a picture.
 
     Attributes:
         input: (height, width), uint8.
-        masked: (height, width, 3), uint8: hidden mask units in HIDDEN_COLOUR.
+        masked: (height, width, 3), uint8: hidden mask units in HIDDEN_COLOUR, ignored voxels in IGNORED_COLOUR.
         reconstruction: (height, width), uint8: hidden units of the reconstruction, visible ones of the input.
-        error: (height, width), the absolute error; NaN at visible voxels.
+        error: (height, width), the absolute error; NaN at visible and ignored voxels.
         aspect: height of a voxel over its width.
         place: which slice.
     """
@@ -56,7 +70,9 @@ class Panels(NamedTuple):
     place: int
 
 
-def restore_intensities(reconstruction: Tensor, image: Tensor, unit: Sequence[int]) -> Tensor:
+def restore_intensities(
+    reconstruction: Tensor, image: Tensor, unit: Sequence[int], counted: Tensor | None = None
+) -> Tensor:
     """Puts back the mean and the standard deviation that the loss takes out of each mask unit.
 
     The inverse of the standardised target of ``reconstruction_loss``: per unit and channel, sqrt(variance + 1e-6) with
@@ -66,6 +82,7 @@ def restore_intensities(reconstruction: Tensor, image: Tensor, unit: Sequence[in
         reconstruction: (C, *spatial), standardised per unit.
         image: (C, *spatial), the network's input before masking.
         unit: voxels of a mask unit per axis.
+        counted: BoolTensor (1, *spatial), False for voxels with the ignore label; None: all count.
 
     Returns:
         (C, *spatial), in the image's intensities, float32 or better.
@@ -82,7 +99,10 @@ def restore_intensities(reconstruction: Tensor, image: Tensor, unit: Sequence[in
     inside_unit = tuple(range(2, 1 + len(split), 2))
     dtype = torch.promote_types(image.dtype, torch.float32)  # the variance of a CT patch overflows half
     blocks = image.to(dtype).reshape(image.shape[0], *split)
-    variance, mean = torch.var_mean(blocks, dim=inside_unit, keepdim=True)
+    if counted is None:
+        variance, mean = torch.var_mean(blocks, dim=inside_unit, keepdim=True)
+    else:
+        mean, variance = mean_and_variance(blocks, counted.reshape(1, *split), inside_unit)
     predicted = reconstruction.to(dtype).reshape(blocks.shape)
     return (predicted * (variance + 1e-6).sqrt() + mean).reshape(image.shape)
 
@@ -113,23 +133,23 @@ def reconstruction_picture(
     Raises:
         ValueError: shapes that do not fit together, or no such channel.
     """
-    reconstruction_pictures([("", image, visible, reconstruction)], path, title, spacing, channel)
+    reconstruction_pictures([Example("", image, visible, reconstruction)], path, title, spacing, channel)
 
 
 def reconstruction_pictures(
-    examples: Sequence[tuple[str, npt.ArrayLike | Tensor, npt.ArrayLike | Tensor, npt.ArrayLike | Tensor]],
+    examples: Sequence[Example],
     path: Path | str,
     title: str | None = None,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     channel: int = 0,
 ) -> None:
-    """``reconstruction_picture`` of several examples (name, image, visible, reconstruction), one below the other."""
+    """``reconstruction_picture`` of several examples, one below the other."""
     if not examples:
         raise ValueError("no examples to draw")
     rows = [
-        (name, f"{plane}, slice {panels.place}" if plane in PLANES else plane, panels)
-        for name, image, visible, reconstruction in examples
-        for plane, panels in _panels(image, visible, reconstruction, spacing, channel).items()
+        (example.name, f"{plane}, slice {panels.place}" if plane in PLANES else plane, panels)
+        for example in examples
+        for plane, panels in _panels(example, spacing, channel).items()
     ]
     heights = [panels.input.shape[0] * panels.aspect / panels.input.shape[1] for _, _, panels in rows]
     column, caption = 2.6, 0.45  # inches
@@ -168,7 +188,8 @@ def reconstruction_pictures(
     bar.outline.set_visible(False)
     if title:
         figure.text(0.5, 1 - 0.28 / height, title, color="white", fontsize=13, ha="center", va="center")
-    figure.text(0.5, 0.2 / height, CAPTION, color="#b9bec9", fontsize=8, ha="center", va="center")
+    caption_text = CAPTION + (IGNORED_CAPTION if any(example.counted is not None for example in examples) else "")
+    figure.text(0.5, 0.2 / height, caption_text, color="#b9bec9", fontsize=8, ha="center", va="center")
     save_figure(figure, path, dpi=110)
 
 
@@ -233,16 +254,11 @@ def progress_picture(
     save_figure(figure, path, dpi=110)
 
 
-def _panels(
-    image: npt.ArrayLike | Tensor,
-    visible: npt.ArrayLike | Tensor,
-    reconstruction: npt.ArrayLike | Tensor,
-    spacing: Sequence[float],
-    channel: int,
-) -> dict[str, Panels]:
+def _panels(example: Example, spacing: Sequence[float], channel: int) -> dict[str, Panels]:
     """The rows of one example by plane; one window for all, from the 0.5 to the 99.5 percentile of the input."""
-    whole, rebuilt = (np.asarray(_on_cpu(array), dtype=np.float32) for array in (image, reconstruction))
-    kept = np.asarray(_on_cpu(visible), dtype=bool)
+    arrays = (example.image, example.reconstruction)
+    whole, rebuilt = (np.asarray(_on_cpu(array), dtype=np.float32) for array in arrays)
+    kept = np.asarray(_on_cpu(example.visible), dtype=bool)
     if whole.ndim not in (3, 4) or whole.shape != rebuilt.shape:
         raise ValueError(
             f"image {whole.shape} and reconstruction {rebuilt.shape} must both be (C, z, y, x) or (C, y, x) and equal"
@@ -259,17 +275,24 @@ def _panels(
         raise ValueError(f"image of {whole.shape[1:]} voxels is not a multiple of the mask's grid {grid}")
     unit = tuple(n // g for n, g in zip(whole.shape[1:], grid, strict=True))
     hidden = np.kron(~kept, np.ones(unit, dtype=bool))
+    if example.counted is None:
+        judged = hidden
+    else:
+        judged = hidden & np.asarray(_on_cpu(example.counted), dtype=bool).reshape(hidden.shape)
     volume, rebuilt_volume = whole[channel], np.where(hidden, rebuilt[channel], whole[channel])
     low, high = np.percentile(volume, (0.5, 99.5))
 
     rows = {}
     for axis, plane in enumerate(planes):
         index = _informative_slice(kept, axis, unit[axis])
-        flat, covered, predicted = (np.take(array, index, axis) for array in (volume, hidden, rebuilt_volume))
+        flat, covered, compared, predicted = (
+            np.take(array, index, axis) for array in (volume, hidden, judged, rebuilt_volume)
+        )
         grey = grey_values(flat, low, high)
         masked = np.repeat(grey[..., None], 3, axis=-1)
         masked[covered] = HIDDEN_COLOUR
-        error = np.where(covered, np.abs(predicted - flat), np.nan).astype(np.float32)
+        masked[covered & ~compared] = IGNORED_COLOUR
+        error = np.where(compared, np.abs(predicted - flat), np.nan).astype(np.float32)
         first, second = (float(s) for place, s in enumerate(spacing) if place != axis)
         rows[plane] = Panels(grey, masked, grey_values(predicted, low, high), error, first / second, index)
     return rows

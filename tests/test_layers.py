@@ -8,7 +8,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hyspark_nnunet"
 
 # Bottom to top; parts of one layer do not import each other
 LAYERS = (
-    ("atomic_files", "masking", "visualisation"),
+    ("atomic_files", "masking"),
+    ("visualisation",),
     ("building_blocks",),
     ("architectures",),
     ("checkpoints", "recipe", "datasets"),
@@ -19,8 +20,6 @@ LAYERS = (
     ("commands",),
     ("cli", "demo", "train"),
 )
-# the exception: a picture is written as any other file
-NEIGHBOURS = {("visualisation", "atomic_files")}
 LEVELS = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 
@@ -66,7 +65,7 @@ def test_no_folder_imports_one_above_or_beside_it() -> None:
             continue
         for name in imported_by(file):
             imported = part_of(name)
-            if imported in ("", part) or (part, imported) in NEIGHBOURS:
+            if imported in ("", part):
                 continue
             if LEVELS[imported] >= LEVELS[part]:
                 wrong.append(f"{module} imports {name}")

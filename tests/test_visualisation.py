@@ -12,6 +12,8 @@ from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.visualisation import (
     HIDDEN_COLOUR,
+    IGNORED_COLOUR,
+    Example,
     progress_picture,
     reconstruction_picture,
     reconstruction_pictures,
@@ -81,7 +83,7 @@ class TestReconstructionPicture:
         image, visible, reconstruction = example()
         hidden = np.kron(~visible[0].numpy(), np.ones(UNIT, dtype=bool))
         low, high = np.percentile(image.numpy(), (0.5, 99.5))
-        rows = list(visualisation._panels(image, visible, reconstruction, (5.0, 1.0, 2.0), 0).values())
+        rows = list(visualisation._panels(Example("", image, visible, reconstruction), (5.0, 1.0, 2.0), 0).values())
         for axis, row in enumerate(rows):
             covered = np.take(hidden, row.place, axis)
             assert covered.any()
@@ -95,6 +97,21 @@ class TestReconstructionPicture:
             np.testing.assert_allclose(row.error[covered], error[covered], rtol=1e-6)
             assert np.isnan(row.error[~covered]).all()
         assert [row.aspect for row in rows] == [0.5, 2.5, 5.0]
+
+    def test_ignored_voxels_are_marked_and_not_judged(self, tmp_path: Path) -> None:
+        image, visible, reconstruction = example()
+        counted = torch.rand(1, *SHAPE) < 0.5
+        plain = Example("", image, visible, reconstruction)
+        marked = plain._replace(counted=counted)
+        rows = [visualisation._panels(drawn, (1.0, 1.0, 1.0), 0).values() for drawn in (plain, marked)]
+        for axis, (before, after) in enumerate(zip(*rows, strict=True)):
+            ignored = np.isfinite(before.error) & ~np.take(counted[0].numpy(), after.place, axis)
+            assert ignored.any() and (after.masked[ignored] == IGNORED_COLOUR).all()
+            assert (np.isnan(after.error) == (np.isnan(before.error) | ignored)).all()
+        reconstruction_pictures([marked], tmp_path / "picture.png")
+        assert share_of(read(tmp_path / "picture.png"), IGNORED_COLOUR) > 0.01
+        full = restore_intensities(reconstruction, image, UNIT)
+        torch.testing.assert_close(restore_intensities(reconstruction, image, UNIT, counted | True), full)
 
     def test_file_shows_the_hidden_share(self, tmp_path: Path) -> None:
         """The PNG holds the tint on as much of its area as is hidden in the slices."""
@@ -110,7 +127,7 @@ class TestReconstructionPicture:
         assert share_of(read(nothing_hidden), HIDDEN_COLOUR) == 0
         everything = tmp_path / "hidden.png"
         reconstruction_picture(image, torch.zeros_like(visible), reconstruction, everything, spacing=(2.0, 1.0, 1.0))
-        rows = list(visualisation._panels(image, visible, reconstruction, (2.0, 1.0, 1.0), 0).values())
+        rows = list(visualisation._panels(Example("", image, visible, reconstruction), (2.0, 1.0, 1.0), 0).values())
         hidden = np.average(
             [np.isfinite(row.error).mean() for row in rows],
             weights=[row.input.shape[0] * row.aspect / row.input.shape[1] for row in rows],
@@ -121,8 +138,10 @@ class TestReconstructionPicture:
 
     def test_a_slice_of_a_2d_configuration_is_one_plane(self, tmp_path: Path) -> None:
         image, visible, reconstruction = (tensor[:, 0] for tensor in example())
-        flat = visualisation._panels(image, visible, reconstruction, (1.0, 2.0), 0)
-        whole = visualisation._panels(image[:, None], visible[:, None], reconstruction[:, None], (9.0, 1.0, 2.0), 0)
+        flat = visualisation._panels(Example("", image, visible, reconstruction), (1.0, 2.0), 0)
+        whole = visualisation._panels(
+            Example("", image[:, None], visible[:, None], reconstruction[:, None]), (9.0, 1.0, 2.0), 0
+        )
         assert list(flat) == ["slice"]
         for one, other in zip(flat["slice"], whole["axial"], strict=True):
             np.testing.assert_array_equal(one, other)
@@ -158,8 +177,8 @@ class TestReconstructionPicture:
         assert share_of(read(tmp_path / "flat.png"), HIDDEN_COLOUR) > 0.05
 
     def test_several_examples_stand_below_each_other(self, tmp_path: Path) -> None:
-        reconstruction_pictures([("first", *example())], tmp_path / "one.png")
-        reconstruction_pictures([("first", *example()), ("second", *example())], tmp_path / "two.png")
+        reconstruction_pictures([Example("first", *example())], tmp_path / "one.png")
+        reconstruction_pictures([Example("first", *example()), Example("second", *example())], tmp_path / "two.png")
         assert read(tmp_path / "two.png").shape[0] > 1.7 * read(tmp_path / "one.png").shape[0]
         with pytest.raises(ValueError, match="no examples"):
             reconstruction_pictures([], tmp_path / "none.png")

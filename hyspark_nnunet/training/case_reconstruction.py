@@ -29,6 +29,7 @@ class CaseReconstruction(NamedTuple):
         image: (C, *patch), the patch in the middle of the case (2d: of the middle slice).
         visible: BoolTensor (1, *grid) of that patch.
         restored: (C, *patch), its reconstruction in intensities.
+        counted: BoolTensor (1, *patch), False for voxels with the ignore label; None: all count.
     """
 
     loss: float
@@ -37,6 +38,7 @@ class CaseReconstruction(NamedTuple):
     image: Tensor
     visible: Tensor
     restored: Tensor
+    counted: Tensor | None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -51,6 +53,7 @@ def reconstruct_case(
     reconstruct: Callable[[Tensor, Tensor], Tensor],
     mask_block: int = 1,
     standardised: bool = True,
+    counted: Tensor | None = None,
 ) -> CaseReconstruction:
     """Covers a case with patches, hides units of each with a fixed mask, and compares the reconstruction.
 
@@ -62,28 +65,36 @@ def reconstruct_case(
         reconstruct: maps image (C, *patch) and visible (1, *grid) to the reconstruction (C, *patch).
         mask_block: units per axis that are hidden together.
         standardised: the reconstruction is in standardised units; False: in intensities.
+        counted: BoolTensor (1, *spatial), False for voxels with the ignore label; None: all count. Patches without a
+            hidden voxel that counts do not enter the means.
     """
     grid = mask_grid(patch_size, unit)
     window = (*[1] * (image.ndim - 1 - len(patch_size)), *patch_size)
     image = pad_nd_image(image, window)
+    if counted is not None:
+        counted = pad_nd_image(counted, window, kwargs={"value": True})
     steps = compute_steps_for_sliding_window(tuple(image.shape[1:]), window, 1.0)
     corners = torch.cartesian_prod(*(torch.tensor(s) for s in steps)).view(-1, len(steps)).tolist()
     losses, errors = [], []
     middle = len(corners) // 2
     for index, corner in enumerate(corners):
-        patch = image[(slice(None), *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))]
-        patch = patch.reshape(len(image), *patch_size)
+        place = (slice(None), *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))
+        patch = image[place].reshape(len(image), *patch_size)
+        counts = None if counted is None else counted[place].reshape(1, *patch_size)
         visible = fixed_mask(index, 1, grid, mask_ratio, mask_block)[0]
         reconstruction = reconstruct(patch, visible)
-        restored = restore_intensities(reconstruction, patch, unit) if standardised else reconstruction
+        restored = restore_intensities(reconstruction, patch, unit, counts) if standardised else reconstruction
         hidden = ~view_at(visible[None], unit)[0].expand_as(patch)
-        losses.append(reconstruction_loss(reconstruction[None], patch[None], visible[None], standardised).item())
-        errors.append((restored - patch)[hidden].abs().mean().item())
+        judged = hidden if counts is None else hidden & counts
+        if judged.any():
+            of_batch = None if counts is None else counts[None]
+            batch = (reconstruction[None], patch[None], visible[None])
+            losses.append(reconstruction_loss(*batch, standardised, of_batch).item())
+            errors.append((restored - patch)[judged].abs().mean().item())
         if index == middle:
-            shown = (patch, visible, restored)
-    return CaseReconstruction(
-        sum(losses) / len(losses), sum(errors) / len(errors), len(corners), shown[0], shown[1], shown[2]
-    )
+            shown = (patch, visible, restored, counts)
+    n_judged = max(1, len(losses))
+    return CaseReconstruction(sum(losses) / n_judged, sum(errors) / n_judged, len(corners), *shown)
 
 
 def cases_to_reconstruct(cases: Sequence[str], limit: int | None) -> list[str]:

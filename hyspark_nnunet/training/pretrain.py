@@ -29,7 +29,7 @@ from hyspark_nnunet.training.runtime.precision import autocast_dtype
 from hyspark_nnunet.training.runtime.ranks import world_size
 from hyspark_nnunet.training.schedules import ProgressScheduler, cosine_between, warmup_cosine
 from hyspark_nnunet.training.trainer import RecipeTrainer
-from hyspark_nnunet.visualisation import progress_picture, reconstruction_pictures, restore_intensities
+from hyspark_nnunet.visualisation import Example, progress_picture, reconstruction_pictures, restore_intensities
 
 # in the last validation, as in nnUNetTrainer: without barriers, processes drift apart until one times out
 CASES_BETWEEN_BARRIERS = 20
@@ -59,6 +59,8 @@ class PretrainTrainer(RecipeTrainer):
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
         self._target_is_clean = self.recipe.intensity_augmentation == OF_INPUT
+        # voxels with it carry no reconstruction loss; None: the data set has none
+        self._ignore_label = self.label_manager.ignore_label if self.label_manager.has_ignore_label else None
         # of the held-out patches, once they are drawn
         self._loss_of_means: float | None = None
         self.probe = ScheduledProbe(self.recipe, self.logger, self.print_to_log_file, self._score_encoder)
@@ -126,7 +128,7 @@ class PretrainTrainer(RecipeTrainer):
             dummy_2d,
             use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
         )
-        transforms = pretraining_transforms(transforms, self.recipe.intensity_augmentation)
+        transforms = pretraining_transforms(transforms, self.recipe.intensity_augmentation, self._ignore_label)
         dataset_tr, dataset_val = self.get_tr_and_val_datasets()
         if self.fold == "all":
             self.print_to_log_file("Fold 'all' trains on all cases: the validation loss is computed on training cases.")
@@ -167,7 +169,10 @@ class PretrainTrainer(RecipeTrainer):
             self.rank,
             pin_memory=self.device.type == "cuda",
             mask_block=self.recipe.mask_block,
+            ignore_label=self._ignore_label,
         )
+        if self._ignore_label is not None:
+            self.print_to_log_file(f"Voxels with the ignore label ({self._ignore_label}) carry no reconstruction loss.")
         if not_finite := sorted(set(self.gather(list(held_out.not_finite)))):
             self.print_to_log_file(
                 f"WARNING: validation cases have voxels that are not finite: {', '.join(not_finite)}. Their patches "
@@ -191,11 +196,13 @@ class PretrainTrainer(RecipeTrainer):
         with self.autocast():
             return probe.score(self.bare_network.encoder, self.device)
 
-    def _loss_of(self, image: Tensor, visible: Tensor, target: Tensor | None = None) -> Tensor:
-        """The loss against ``target``; None: against the image itself."""
+    def _loss_of(
+        self, image: Tensor, visible: Tensor, target: Tensor | None = None, counted: Tensor | None = None
+    ) -> Tensor:
+        """The loss against ``target`` (None: against the image itself) of ``counted`` voxels (None: of all)."""
         with self.autocast():
             reconstruction = self.network(image, visible, self.num_visible)
-        return self.loss(reconstruction, image if target is None else target, visible)
+        return self.loss(reconstruction, image if target is None else target, visible, counted=counted)
 
     def gradient_clip(self) -> float:
         return self.recipe.gradient_clip
@@ -205,15 +212,23 @@ class PretrainTrainer(RecipeTrainer):
         visible = sample_visible(
             len(image), self.grid, self.recipe.mask_ratio, self.mask_generator, block=self.recipe.mask_block
         )
-        target = batch["target"].to(self.device, non_blocking=True) if self._target_is_clean else None
-        return self._loss_of(image, visible.to(self.device, non_blocking=True), target) * self.loss_share
+        target = counted = None
+        if self._target_is_clean or self._ignore_label is not None:
+            # channels of the clean image, then the one that says which voxels count
+            channels = image.shape[1] if self._target_is_clean else 0
+            extra = batch["target"].to(self.device, non_blocking=True)
+            target = extra[:, :channels] if self._target_is_clean else None
+            counted = extra[:, channels:].bool() if self._ignore_label is not None else None
+        return self._loss_of(image, visible.to(self.device, non_blocking=True), target, counted) * self.loss_share
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self.dataloader_val.restart()
         if self._loss_of_means is None:
             losses = [
-                loss_of_predicting_means(batch["data"], batch["visible"], self.recipe.standardise_targets)
+                loss_of_predicting_means(
+                    batch["data"], batch["visible"], self.recipe.standardise_targets, batch.get("counted")
+                )
                 for batch in self.dataloader_val.batches
             ]
             loss = self._loss_of_means = float(np.mean(self.gather([loss * self.loss_share for loss in losses])))
@@ -224,7 +239,8 @@ class PretrainTrainer(RecipeTrainer):
     def validation_step(self, batch: dict) -> dict:
         image = batch["data"].to(self.device, non_blocking=True)
         visible = batch["visible"].to(self.device, non_blocking=True)
-        return {"loss": self._loss_of(image, visible).cpu().numpy()}
+        counted = batch["counted"].to(self.device, non_blocking=True) if "counted" in batch else None
+        return {"loss": self._loss_of(image, visible, counted=counted).cpu().numpy()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         losses = self.gather([output["loss"] * self.loss_share for output in val_outputs])
@@ -264,13 +280,19 @@ class PretrainTrainer(RecipeTrainer):
             return
         self.network.eval()
         rows = []
-        for case, image, visible in examples:
+        for case, image, visible, counted in examples:
             restored = self._reconstruct(image, visible)
             if self.recipe.standardise_targets:
-                restored = restore_intensities(restored, image, self.unit)
-            rows.append((case, image, visible, restored))
+                restored = restore_intensities(restored, image, self.unit, counted)
+            rows.append(Example(case, image, visible, restored, counted))
         path.parent.mkdir(parents=True, exist_ok=True)
         reconstruction_pictures(rows, path, title=f"epoch {epoch}", spacing=self.configuration_manager.spacing)
+
+    def _counted_voxels(self, dataset: Any, case: str) -> Tensor | None:
+        """BoolTensor (1, *spatial), False for voxels with the ignore label; None: the data set has none."""
+        if self._ignore_label is None:
+            return None
+        return torch.from_numpy(np.asarray(dataset.load_case(case)[1][:1])) != self._ignore_label
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -311,11 +333,12 @@ class PretrainTrainer(RecipeTrainer):
                 self._reconstruct,
                 self.recipe.mask_block,
                 self.recipe.standardise_targets,
+                self._counted_voxels(dataset, key),
             )
             results.append({"case": key, "n_patches": case.n_patches, "metrics": case.metrics})
             self.print_to_log_file(f"{key}: reconstruction loss {case.loss:.4f} over {case.n_patches} patches")
             if key in pictured:
-                row = (key, case.image, case.visible, case.restored)
+                row = Example(key, case.image, case.visible, case.restored, case.counted)
                 reconstruction_pictures(
                     [row], folder / f"{key}.png", title=key, spacing=self.configuration_manager.spacing
                 )

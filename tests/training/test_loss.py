@@ -78,3 +78,65 @@ def test_predicting_means(standardised: bool, of_structure: float) -> None:
     means = blocks.mean((-1, -2, -3)).repeat_interleave(8, 2).repeat_interleave(8, 3).repeat_interleave(8, 4)
     prediction = torch.zeros_like(image) if standardised else means
     assert found == pytest.approx(reconstruction_loss(prediction, image, visible, standardised).item(), rel=1e-5)
+
+
+def with_ignored(size: tuple, grid: tuple) -> torch.Tensor:
+    """Which voxels count: none of the first unit, one of the second, two thirds of the others."""
+    counted = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(7)) < 0.67
+    unit = [n // g for n, g in zip(size, grid, strict=True)]
+    rest = tuple(slice(0, u) for u in unit[1:])
+    counted[(slice(None), 0, slice(0, 2 * unit[0]), *rest)] = False
+    counted[(slice(None), 0, unit[0], *[0] * len(rest))] = True
+    return counted
+
+
+@pytest.mark.parametrize("standardised", [True, False])
+@pytest.mark.parametrize(("size", "grid"), [((8, 12, 4), (2, 3, 2)), ((6, 6), (3, 2))])
+def test_ignored_voxels_against_numpy(size: tuple, grid: tuple, standardised: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 2, *size, generator=generator, dtype=torch.float64) * 30 + 5
+    reconstruction = torch.randn(image.shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    visible = sample_visible(2, grid, 0.6, generator)
+    visible[:, 0, :2] = False  # the two special units are hidden
+    counted = with_ignored(size, grid)
+    # what does not count may be anything
+    image = torch.where(counted, image, float("nan"))
+    unit = [n // g for n, g in zip(size, grid, strict=True)]
+    errors, judged = [], np.zeros(image.shape, dtype=bool)
+    for sample in range(2):
+        for place in np.ndindex(*grid):
+            block = tuple(slice(p * u, (p + 1) * u) for p, u in zip(place, unit, strict=True))
+            counts = counted[sample, 0][block].numpy()
+            if visible[sample, 0][place] or not counts.any():
+                continue
+            per_channel = []
+            for channel in range(2):
+                judged[(sample, channel, *block)] = counts
+                x, y = (a[sample, channel][block].detach().numpy()[counts] for a in (image, reconstruction))
+                if standardised:
+                    x = (x - x.mean()) / np.sqrt((x.var(ddof=1) if len(x) > 1 else 0) + 1e-6)
+                per_channel.append(np.mean((y - x) ** 2))
+            errors.append(np.mean(per_channel))
+    loss = reconstruction_loss(reconstruction, image, visible, standardised, counted)
+    assert loss.item() == pytest.approx(np.mean(errors), rel=1e-12)
+    loss.backward()
+    assert ((reconstruction.grad != 0).numpy() == judged).all() and reconstruction.grad.isfinite().all()
+
+
+def test_all_voxels_or_none_count() -> None:
+    image, visible = torch.randn(2, 1, 8, 8, 8), sample_visible(2, (2, 2, 2), 0.5)
+    prediction = torch.randn(image.shape, requires_grad=True)
+    every = torch.ones(2, 1, 8, 8, 8, dtype=torch.bool)
+    with_mask = reconstruction_loss(prediction, image, visible, counted=every)
+    assert with_mask.item() == pytest.approx(reconstruction_loss(prediction, image, visible).item(), rel=1e-5)
+    none = reconstruction_loss(prediction, image, visible, counted=~every)
+    none.backward()
+    assert none.item() == 0 and not prediction.grad.any()
+    assert loss_of_predicting_means(image, visible, counted=~every) == 0
+    assert loss_of_predicting_means(image, visible, counted=every) == pytest.approx(
+        loss_of_predicting_means(image, visible), rel=1e-5
+    )
+    some = torch.rand(every.shape) < 0.5
+    means = loss_of_predicting_means(image, visible, counted=some)
+    zero = reconstruction_loss(torch.zeros_like(image), image, visible, counted=some)
+    assert means == pytest.approx(zero.item(), rel=1e-5)

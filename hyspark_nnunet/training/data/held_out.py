@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,15 @@ def fixed_numpy_seed(seed: int) -> Iterator[None]:
         np.random.set_state(before)
 
 
+class HeldOutPatch(NamedTuple):
+    """A patch: its case, image (C, *spatial), visible (1, *grid), and which voxels count (1, *spatial), None: all."""
+
+    case: str
+    image: Tensor
+    visible: Tensor
+    counted: Tensor | None
+
+
 class HeldOutPatches:
     """Batches of validation patches with fixed masks, in the same order in every epoch.
 
@@ -44,6 +54,7 @@ class HeldOutPatches:
         rank: of this process; ranks draw different patches and the same masks.
         pin_memory: for copies to a CUDA device.
         mask_block: units per axis that are hidden together.
+        ignore_label: of the data set: its voxels do not count; None: all count, and batches have no "counted".
 
     Raises:
         ValueError: nearly all patches have voxels that are not finite; names cases.
@@ -58,9 +69,11 @@ class HeldOutPatches:
         rank: int = 0,
         pin_memory: bool = False,
         mask_block: int = 1,
+        ignore_label: int | None = None,
     ) -> None:
         # cases with voxels that are not finite; a single one would make the loss of every epoch NaN
         self.not_finite: set[str] = set()
+        self._ignore_label = ignore_label
         with fixed_numpy_seed(SEED + rank):
             drawn = self._draw(loader, n_batches)
         self.batches = []
@@ -68,24 +81,31 @@ class HeldOutPatches:
             image = batch["data"].pin_memory() if pin_memory else batch["data"]
             visible = fixed_mask(index, len(image), grid, mask_ratio, mask_block)
             kept = {"data": image, "visible": visible, "keys": list(batch["keys"])}
+            if "counted" in batch:
+                kept["counted"] = batch["counted"].pin_memory() if pin_memory else batch["counted"]
             self.batches.append({**kept, "unreadable": batch.get("unreadable", {})})
         self._position = 0
 
     def _draw(self, loader: nnUNetDataLoader, n_batches: int) -> list[dict]:
         """``n_batches`` batches of finite patches; other patches are left out, their cases are in ``not_finite``."""
-        drawn, keys, images = [], [], []
+        drawn, keys, images, counted = [], [], [], []
         for _ in range(n_batches * DRAWS_PER_BATCH):
             batch = loader.generate_train_batch()
             size = len(batch["data"])
-            for key, image in zip(batch["keys"], batch["data"], strict=True):
+            for index, (key, image) in enumerate(zip(batch["keys"], batch["data"], strict=True)):
                 if image.isfinite().all():
                     keys.append(key)
                     images.append(image)
+                    if self._ignore_label is not None:
+                        counted.append(batch["target"][index][:1] != self._ignore_label)
                 else:
                     self.not_finite.add(str(key))
             if len(images) >= size:
-                drawn.append({**batch, "keys": keys[:size], "data": torch.stack(images[:size])})
-                keys, images = keys[size:], images[size:]
+                complete = {**batch, "keys": keys[:size], "data": torch.stack(images[:size])}
+                if counted:
+                    complete["counted"] = torch.stack(counted[:size])
+                drawn.append(complete)
+                keys, images, counted = keys[size:], images[size:], counted[size:]
             if len(drawn) == n_batches:
                 return drawn
         raise ValueError(
@@ -105,17 +125,19 @@ class HeldOutPatches:
         self._position += 1
         return batch
 
-    def examples(self, count: int) -> list[tuple[str, Tensor, Tensor]]:
-        """Up to ``count`` (case, image (C, *spatial), visible (1, *grid)), if possible of different cases."""
+    def examples(self, count: int) -> list[HeldOutPatch]:
+        """Up to ``count`` patches, if possible of different cases."""
         every = [
-            (key, image, visible)
+            HeldOutPatch(
+                key, batch["data"][i], batch["visible"][i], batch["counted"][i] if "counted" in batch else None
+            )
             for batch in self.batches
-            for key, image, visible in zip(batch["keys"], batch["data"], batch["visible"], strict=True)
+            for i, key in enumerate(batch["keys"])
         ]
         seen: set[str] = set()
-        first: list[tuple[str, Tensor, Tensor]] = []
-        again: list[tuple[str, Tensor, Tensor]] = []
+        first: list[HeldOutPatch] = []
+        again: list[HeldOutPatch] = []
         for example in every:
-            (again if example[0] in seen else first).append(example)
-            seen.add(example[0])
+            (again if example.case in seen else first).append(example)
+            seen.add(example.case)
         return (first + again)[:count]

@@ -24,12 +24,15 @@ SPATIAL_TRANSFORMS = (
 )
 
 
-def pretraining_transforms(transforms: ComposeTransforms, intensity_augmentation: str) -> BasicTransform:
+def pretraining_transforms(
+    transforms: ComposeTransforms, intensity_augmentation: str, ignore_label: int | None = None
+) -> BasicTransform:
     """The transforms of pre-training, selected from those of nnU-Net's training.
 
     Args:
         transforms: of ``nnUNetTrainer.get_training_transforms``.
         intensity_augmentation: of the recipe: "none", "input" or "both".
+        ignore_label: of the data set; its voxels move with the image, so that the loss can leave them out.
     """
     parts = transforms.transforms
     needs_labels = any(isinstance(transform, MaskImageTransform) for transform in parts)
@@ -37,9 +40,14 @@ def pretraining_transforms(transforms: ComposeTransforms, intensity_augmentation
         spatial = [t for t in parts if isinstance(t, SPATIAL_TRANSFORMS)]
         intensity = [t for t in parts if isinstance(t, RandomTransform)]
         masking = [t for t in parts if isinstance(t, MaskImageTransform)]
-        return CleanTarget(ComposeTransforms(spatial), ComposeTransforms([*intensity, *masking]), needs_labels)
+        moved = ComposeTransforms(spatial)
+        if ignore_label is not None:
+            moved = CountedVoxels(moved, ignore_label, needs_labels)
+        return CleanTarget(moved, ComposeTransforms([*intensity, *masking]), needs_labels, ignore_label is not None)
     if intensity_augmentation == NO_AUGMENTATION:
         transforms = ComposeTransforms([t for t in parts if isinstance(t, SPATIAL_TRANSFORMS)])
+    if ignore_label is not None:
+        return CountedVoxels(transforms, ignore_label, needs_labels)
     return transforms if needs_labels else ImageOnly(transforms)
 
 
@@ -63,6 +71,30 @@ class ImageOnly(BasicTransform):
         return {"image": transformed["image"], "segmentation": torch.empty(0, dtype=torch.int16)}
 
 
+class CountedVoxels(BasicTransform):
+    """Transforms the image, and which voxels do not have the ignore label.
+
+    Args:
+        transforms: for image and segmentation.
+        ignore_label: of the data set.
+        needs_labels: they need the segmentation; otherwise only the ignore label is interpolated, which saves the time
+            for all others.
+    """
+
+    def __init__(self, transforms: BasicTransform, ignore_label: int, needs_labels: bool) -> None:
+        super().__init__()
+        self.transforms, self.ignore_label, self.needs_labels = transforms, ignore_label, needs_labels
+
+    def __call__(self, **sample: Any) -> dict[str, Any]:
+        """Returns the transformed image, and as "segmentation" a BoolTensor (1, *spatial), True = counts."""
+        labels = sample["segmentation"]
+        if not self.needs_labels:
+            labels = torch.where(labels == self.ignore_label, labels, 0)
+        transformed = self.transforms(image=sample["image"], segmentation=labels)
+        counted = transformed["segmentation"][:1] != self.ignore_label
+        return {**transformed, "segmentation": counted, "labels": transformed["segmentation"]}
+
+
 class CleanTarget(BasicTransform):
     """Moves voxels, then changes intensities; the image before this change is returned as segmentation.
 
@@ -72,15 +104,30 @@ class CleanTarget(BasicTransform):
         spatial: transforms that move voxels.
         intensity: transforms that change intensities.
         needs_labels: they need the segmentation (nnU-Net's "use_mask_for_norm").
+        with_counted: ``spatial`` are ``CountedVoxels``.
     """
 
-    def __init__(self, spatial: BasicTransform, intensity: BasicTransform, needs_labels: bool) -> None:
+    def __init__(
+        self, spatial: BasicTransform, intensity: BasicTransform, needs_labels: bool, with_counted: bool = False
+    ) -> None:
         super().__init__()
         self.spatial, self.intensity, self.needs_labels = spatial, intensity, needs_labels
+        self.with_counted = with_counted
 
     def __call__(self, **sample: Any) -> dict[str, Any]:
-        """Returns the changed image (C, *spatial), and the clean image as "segmentation"."""
-        moved = self.spatial(**sample) if self.needs_labels else self.spatial(image=sample["image"])
+        """Returns the changed image (C, *spatial), and the clean image as "segmentation".
+
+        With ``with_counted``, a further channel of the clean image is 1 where a voxel counts.
+        """
+        labels = self.needs_labels or self.with_counted
+        moved = self.spatial(**sample) if labels else self.spatial(image=sample["image"])
         clean: Tensor = moved["image"]
-        altered = self.intensity(**{**moved, "image": clean.clone()})
-        return {"image": altered["image"], "segmentation": clean}
+        target = torch.cat([clean, moved["segmentation"].to(clean.dtype)]) if self.with_counted else clean
+        altered = self.intensity(image=clean.clone(), **_segmentation_of(moved))
+        return {"image": altered["image"], "segmentation": target}
+
+
+def _segmentation_of(moved: dict[str, Any]) -> dict[str, Any]:
+    """What a transform of intensities may need of what was moved: the labels."""
+    found = moved.get("labels", moved.get("segmentation"))
+    return {} if found is None else {"segmentation": found}

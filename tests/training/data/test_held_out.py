@@ -78,10 +78,41 @@ def test_patches_that_are_not_finite_are_drawn_again() -> None:
 
 def test_examples_are_of_different_cases_first() -> None:
     patches = make()
-    names = [case for case, _, _ in patches.examples(10)]
+    names = [example.case for example in patches.examples(10)]
     different = len(set(names))
     assert len(names) == 10 and len(set(names[:different])) == different
     assert patches.examples(0) == []
+
+
+def test_voxels_with_the_ignore_label_are_kept_with_their_patch() -> None:
+    class Labelled(OftenNotFinite):
+        def generate_train_batch(self) -> dict:
+            batch = super().generate_train_batch()
+            return batch | {"target": (batch["data"] > 0.6).to(torch.int16) * 3}
+
+    patches = HeldOutPatches(Labelled(3), 5, (2, 2, 2), 0.75, ignore_label=3)
+    for batch in patches.batches:
+        assert torch.equal(batch["counted"], batch["data"] <= 0.6)
+    _, image, _, counted = patches.examples(1)[0]
+    assert torch.equal(counted, image <= 0.6)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (3, 8, 9)])
+def test_ignored_voxels_do_not_change_the_result_of_a_case(size: tuple) -> None:
+    image = torch.rand(1, *size)
+    counted = torch.rand(1, *size) < 0.6
+    counted[:, :, :4] = False  # whole units
+
+    def reconstruct(patch: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(patch)
+
+    spoilt = torch.where(counted, image, 1e6)
+    arguments = ((8, 8, 8), (4, 4, 4), 0.75, reconstruct)
+    first, second = (reconstruct_case(volume, *arguments, counted=counted) for volume in (image, spoilt))
+    assert first.metrics == pytest.approx(second.metrics) and 0.2 < first.loss <= 1
+    assert first.counted is not None and first.counted.shape == (1, 8, 8, 8)
+    nothing = reconstruct_case(image, (8, 8, 8), (4, 4, 4), 0.75, reconstruct, counted=counted & False)
+    assert nothing.metrics == {"reconstruction_loss": 0, "mean_absolute_error": 0}
 
 
 @pytest.mark.parametrize("size", [(8, 8, 8), (20, 8, 13), (3, 8, 9)])

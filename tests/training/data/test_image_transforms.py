@@ -97,6 +97,28 @@ def test_outside_of_the_mask_is_zero_in_the_clean_image_and_in_the_altered_one()
             assert part[0].abs().max() == 0 and part[1].abs().max() > 0
 
 
+@pytest.mark.parametrize("use_mask_for_norm", [(False, False), (True, False)])
+@pytest.mark.parametrize("augmentation", ["none", "input", "both"])
+def test_the_ignore_label_moves_with_the_image(augmentation: str, use_mask_for_norm: tuple[bool, ...]) -> None:
+    """The second channel is large where the label is: moved alike, both agree but for the border."""
+    transform = pretraining_transforms(transforms(use_mask_for_norm=use_mask_for_norm), augmentation, ignore_label=3)
+    labels = torch.ones(1, 14, 20, 20, dtype=torch.int16)
+    labels[:, 2:10, 4:12, 3:17] = 3
+    image = torch.where(labels == 3, 100.0, 1.0).repeat(2, 1, 1, 1)
+    for seed in range(6):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        found = transform(image=image.clone(), segmentation=labels)
+        target = found["segmentation"]
+        assert target.shape == ((3 if augmentation == "input" else 1), *PATCH)
+        ignored = ~target[-1:].bool()
+        clean = target[1] if augmentation == "input" else found["image"][1]
+        if augmentation == "both":
+            continue  # intensities have changed
+        assert 0.05 < ignored.float().mean() < 0.95
+        assert ((clean > 50) == ignored[0]).float().mean() > 0.97
+
+
 def size(dummy_2d: bool) -> tuple[int, ...]:
     # slices are not moved across each other
     return (PATCH[0] if dummy_2d else 14, 20, 20)
