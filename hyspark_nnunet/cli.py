@@ -185,6 +185,9 @@ def _add_dataset(commands: Any) -> None:
         "--include", nargs="+", default=(), metavar="PATTERN", help="use only these paths, for example '*/ct.nii.gz'"
     )
     prepare.add_argument("--exclude", nargs="+", default=(), metavar="PATTERN", help="do not use these paths")
+    prepare.add_argument(
+        "--exclude-masks", metavar="FOLDER", help="masks, called as their scans, of voxels that do not count"
+    )
     prepare.set_defaults(run=_run_prepare, files="listed")
 
     pool = actions.add_parser(

@@ -21,6 +21,7 @@ from hyspark_nnunet.datasets.case_checks import (
 from hyspark_nnunet.datasets.ct_recognition import ct_fault
 from hyspark_nnunet.datasets.dataset_json import CaseFiles
 from hyspark_nnunet.datasets.dicom import read_series
+from hyspark_nnunet.datasets.excluded_masks import with_ignored
 from hyspark_nnunet.datasets.foreground import CT, body_mask, full_mask
 from hyspark_nnunet.datasets.grouping import Case
 from hyspark_nnunet.datasets.parallel import for_each
@@ -49,6 +50,7 @@ class CaseJob(NamedTuple):
     files: str
     labels: str
     recognised: bool = False
+    excluded: str | None = None  # file of a mask of voxels that do not count
 
 
 class Made(NamedTuple):
@@ -180,7 +182,7 @@ def _make_case(job: CaseJob, made: list[Path]) -> Made:
     (building / job.labels_folder).mkdir(exist_ok=True)
     made.append(building / label)
     mask = body_mask(volumes, job.channel_names) if job.labels == "foreground" else full_mask(volumes[0])
-    write_volume(mask, building / label)
+    write_volume(mask if job.excluded is None else with_ignored(mask, job.excluded), building / label)
     return Made(CaseFiles(tuple(images), label), flat_size(volumes[0].GetSize()), ambiguous)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 DATASET_JSON = "dataset.json"
 OUR_KEY = "hyspark_nnunet"  # in dataset.json; nnU-Net passes over keys it does not know
 LABELS = {"background": 0, "body": 1}
+IGNORE = 2  # value of nnU-Net's "ignore" label where masks exclude voxels
 FOLDER_NAME = re.compile(r"Dataset(\d{3})_(\w[\w.-]*)")
 
 
@@ -175,6 +176,7 @@ def dataset_json_text(
     labels: str,
     reader: str,
     more: Mapping[str, Any] | None = None,
+    with_ignore: bool = False,
 ) -> str:
     """The text of dataset.json of a dataset whose only label is the body.
 
@@ -184,10 +186,11 @@ def dataset_json_text(
         labels: "foreground" or "none", how the label files were made.
         reader: class of nnU-Net that reads images and labels.
         more: further entries below this package's key.
+        with_ignore: label files have voxels with the ignore label.
     """
     content = {
         "channel_names": {str(i): name for i, name in enumerate(channel_names)},
-        "labels": LABELS,
+        "labels": {**LABELS, **({"ignore": IGNORE} if with_ignore else {})},
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": reader,

@@ -115,7 +115,9 @@ def pool(options: PoolOptions, raw: Path) -> Path:
             "held_out": sorted(held_out),
             **({"left_out": left_out} if left_out else {}),
         }
-        text = dataset_json_text(channel_names, cases, options.labels, READER, more)
+        # their label files are used as they are
+        with_ignore = any(dataset.body_labels and "ignore" in dataset.content["labels"] for dataset in datasets)
+        text = dataset_json_text(channel_names, cases, options.labels, READER, more, with_ignore)
         (building / DATASET_JSON).write_text(text, encoding="utf-8")
     counted = ", ".join(
         f"{sum(name.startswith(prefix) for name in cases)} of {dataset.name}"

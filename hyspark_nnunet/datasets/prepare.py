@@ -15,6 +15,7 @@ from hyspark_nnunet.datasets.dataset_json import (
     read_dataset,
     refuse_taken_id,
 )
+from hyspark_nnunet.datasets.excluded_masks import masks_of_cases
 from hyspark_nnunet.datasets.grouping import Case, cases_by_folder, cases_by_suffix
 from hyspark_nnunet.datasets.in_place import add_to_layout
 from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text
@@ -37,6 +38,7 @@ class PrepareOptions:
         convert: whether DICOM series, which nnU-Net does not read, may be written as NIfTI.
         numbers_in_names: a trailing _0001 is part of a scan's name, not a channel.
         include, exclude: patterns of paths.
+        exclude_masks: folder of masks of voxels that get the ignore label; see ``masks_of_cases``.
         skip_bad: leave out incomplete and unreadable cases.
         overwrite: replace a dataset this package made.
         processes: that work in parallel.
@@ -53,6 +55,7 @@ class PrepareOptions:
     numbers_in_names: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    exclude_masks: str | None = None
     skip_bad: bool = False
     overwrite: bool = False
     processes: int = 1
@@ -80,6 +83,9 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
     _refuse_unfit(everything, options, target, in_place)
     left_out = grouped.incomplete | _misread_paths(grouped.cases, options)
     channel_names = names or (recognised_channel(grouped.cases),)
+    masks = {}
+    if options.exclude_masks is not None:
+        masks = masks_of_cases(_expanded(options.exclude_masks), grouped.cases, options.processes)
 
     def make(building: Path, labels_folder: str) -> None:
         jobs = [
@@ -92,12 +98,13 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
                 options.files,
                 options.labels,
                 recognised=not names,
+                excluded=masks.get(case.name),
             )
             for case in grouped.cases
             if case.name not in left_out
         ]
         cases = made_cases(jobs, options.skip_bad, options.processes, left_out)
-        _finish(building, target, channel_names, cases, options.labels, left_out)
+        _finish(building, target, channel_names, cases, options.labels, left_out, with_ignore=bool(masks))
 
     if in_place:
         add_to_layout(target, options.overwrite, make)
@@ -202,6 +209,7 @@ def _finish(
     cases: Mapping[str, CaseFiles],
     labels: str,
     left_out: Mapping[str, str],
+    with_ignore: bool,
 ) -> None:
     """The picture, then dataset.json: last, it makes a folder a dataset."""
 
@@ -214,7 +222,7 @@ def _finish(
         draw_check(building, target, cases, resolve)
     more = {"made_by": "dataset prepare", **({"left_out": dict(left_out)} if left_out else {})}
     (building / DATASET_JSON).write_text(
-        dataset_json_text(channel_names, cases, labels, READER, more), encoding="utf-8"
+        dataset_json_text(channel_names, cases, labels, READER, more, with_ignore), encoding="utf-8"
     )
     if left_out:
         print(f"left out {len(left_out)} cases:\n{named(left_out, most=10)}")

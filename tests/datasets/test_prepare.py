@@ -13,6 +13,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from hyspark_nnunet.datasets.check import check
 from hyspark_nnunet.datasets.dataset_json import read_dataset
+from hyspark_nnunet.datasets.pool import PoolOptions, pool
 from hyspark_nnunet.datasets.prepare import PrepareOptions, prepare
 from tests.datasets.dicom_files import save, slices
 from tests.datasets.scans import array_of, ct, mr, write, write_dicom_series
@@ -361,3 +362,33 @@ def test_a_path_with_a_variable_in_it_is_a_bad_case(tmp_path: Path, raw: Path, m
     with pytest.raises(ValueError, match=r"1 of 2 cases(.|\n)*SITE-\w*: nnU-Net would read a part of .* as a variable"):
         prepare(options(tmp_path / "s"), raw)
     assert len(content(prepare(options(tmp_path / "s", files="copied"), raw))["dataset"]) == 2
+
+
+def test_masks_exclude_voxels_and_a_pool_keeps_them(
+    scans: Path, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = tmp_path / "masks"
+    face = np.zeros((6, 10, 12), np.uint8)
+    face[2:4, :5, 3:6] = 7
+    mask = sitk.GetImageFromArray(face)
+    mask.SetSpacing(ct().GetSpacing())
+    write(mask, masks / "site A/two.nii.gz")  # the same path, another ending
+    write(mask, masks / "elsewhere/four.mha")  # the same name
+    target = prepare(options(scans, exclude_masks=str(masks)), raw)
+    assert f"{masks}: masks for 2 of 4 cases" in capsys.readouterr().out
+    dataset = read_dataset(target)
+    assert dataset.content["labels"] == {"background": 0, "body": 1, "ignore": 2}
+    without = read_dataset(prepare(options(scans, dataset_id=61, name="Plain"), raw))
+    for case, files in dataset.cases.items():
+        expected = array_of(without.path(str(without.cases[case].label)))
+        if "two" in case or "four" in case:
+            expected[face != 0] = 2
+        assert (array_of(dataset.path(str(files.label))) == expected).all()
+    assert check(target, 1) == 0
+    pooled = read_dataset(pool(PoolOptions((dataset.name, without.name), 70, "Pool"), raw))
+    assert pooled.content["labels"]["ignore"] == 2
+    write(mask[:, :, 1:], masks / "one.nii.gz")
+    with pytest.raises(ValueError, match=r"one.nii.gz: image and mask differ in size: 12 x 10 x 6 and 12 x 10 x 5"):
+        prepare(options(scans, exclude_masks=str(masks), overwrite=True), raw)
+    with pytest.raises(ValueError, match="none of the 1 masks in .* is called as a scan"):
+        prepare(options(scans, exclude_masks=str(masks / "elsewhere"), exclude=("*four*",), overwrite=True), raw)

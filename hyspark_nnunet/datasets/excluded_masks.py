@@ -1,0 +1,70 @@
+"""Masks of voxels that must not count in pre-training, such as blanked faces: finding them, and their label."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from hyspark_nnunet.datasets.case_checks import channel_differences, without_voxels
+from hyspark_nnunet.datasets.dataset_json import IGNORE
+from hyspark_nnunet.datasets.grouping import SUFFIX, Case
+from hyspark_nnunet.datasets.scanning import find_scans
+from hyspark_nnunet.datasets.volumes import channel_volumes, read_counted
+
+
+def masks_of_cases(folder: Path, cases: Sequence[Case], processes: int) -> dict[str, str]:
+    """The mask file of each case that has one, by case name.
+
+    A mask has the path of the scan below its folder, with or without the suffix of the channel and with any ending; or
+    the same file name anywhere, if only one mask is called so.
+
+    Args:
+        folder: of the masks.
+        cases: of the dataset.
+        processes: that read in parallel.
+
+    Raises:
+        FileNotFoundError: no such folder, or nothing in it.
+        ValueError: no mask fits any scan.
+    """
+    masks = find_scans(folder, processes=processes).scans
+    by_path = {mask.relative: mask.files[0] for mask in masks if not mask.is_series}
+    by_name: dict[str, set[str]] = {}
+    for path, file in by_path.items():
+        by_name.setdefault(path.rpartition("/")[2], set()).add(file)
+    found = {}
+    for case in cases:
+        relative = case.scans[0].relative
+        match = SUFFIX.fullmatch(relative)
+        names = [relative, *([match[1]] if match else []), case.name]
+        files = [by_path[name] for name in names if name in by_path]
+        for name in names if not files else []:
+            same = by_name.get(name.rpartition("/")[2], set())
+            files += same if len(same) == 1 else []
+        if files:
+            found[case.name] = files[0]
+    if not found:
+        raise ValueError(
+            f"none of the {len(by_path)} masks in {folder} is called as a scan, such as {cases[0].scans[0].relative}: "
+            "give each the path or the file name of its scan"
+        )
+    print(f"{folder}: masks for {len(found)} of {len(cases)} cases")
+    return found
+
+
+def with_ignored(label: sitk.Image, mask_file: str) -> sitk.Image:
+    """The label with the ignore label where the mask is not zero.
+
+    Raises:
+        ValueError: the mask cannot be read, or lies elsewhere than the image.
+    """
+    (mask, *_) = channel_volumes(read_counted(mask_file).image)
+    faults = channel_differences([without_voxels(label), without_voxels(mask)])
+    if faults:
+        raise ValueError(f"{mask_file}: {'; '.join(faults).replace('channels 0 and 1', 'image and mask')}")
+    array = sitk.GetArrayFromImage(label)
+    array[sitk.GetArrayFromImage(mask) != 0] = IGNORE
+    marked = sitk.GetImageFromArray(array.astype(np.uint8))
+    marked.CopyInformation(label)
+    return marked
