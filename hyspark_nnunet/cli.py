@@ -188,6 +188,11 @@ def _add_dataset(commands: Any) -> None:
     prepare.add_argument(
         "--exclude-masks", metavar="FOLDER", help="masks, called as their scans, of voxels that do not count"
     )
+    prepare.add_argument(
+        "--group-by",
+        metavar="PATTERN",
+        help="subject of a scan: a part of its path (1: the first folder), or a regular expression",
+    )
     prepare.set_defaults(run=_run_prepare, files="listed")
 
     pool = actions.add_parser(

@@ -1,6 +1,7 @@
 """``hyspark_nnunet dataset check``: finds bad cases before a training does."""
 
 import json
+import os
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.datasets.case_checks import CheckJob, ambiguous_note, examine_case, flat_faults
 from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, RawDataset, listed_cases, read_dataset
 from hyspark_nnunet.datasets.parallel import for_each
+from hyspark_nnunet.datasets.subjects import recorded_subjects, warning_of_splits
 
 EXCLUDED = "excluded_cases.json"
 BEFORE = "dataset.json.before_check"
@@ -35,6 +37,9 @@ def check(folder: Path, processes: int, as_json: bool = False, exclude_bad: bool
     if not dataset.cases:
         raise ValueError(f"{folder} has no cases")
     faults, note = find_faults(dataset, processes)
+    if preprocessed := os.environ.get("nnUNet_preprocessed"):
+        splits = Path(preprocessed) / dataset.name / "splits_final.json"
+        note = "\n".join(filter(None, [note, warning_of_splits(splits, recorded_subjects(dataset.content))]))
     excluded = bool(faults) and exclude_bad
     if excluded:
         exclude(dataset, faults)

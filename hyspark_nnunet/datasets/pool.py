@@ -24,6 +24,7 @@ from hyspark_nnunet.datasets.foreground import CT
 from hyspark_nnunet.datasets.grouping import SUFFIX, Case
 from hyspark_nnunet.datasets.scanning import Scan
 from hyspark_nnunet.datasets.staging import built_beside, refuse_existing
+from hyspark_nnunet.datasets.subjects import SUBJECTS, recorded_subjects
 from hyspark_nnunet.datasets.volumes import READER, read_header, volume_ending
 
 
@@ -109,8 +110,15 @@ def pool(options: PoolOptions, raw: Path) -> Path:
             return str(made) if made.exists() else os.path.abspath(target / path)
 
         draw_check(building, target, cases, resolve)
+        subjects = {
+            usable_name(prefix + case): prefix + subject
+            for dataset, prefix in zip(datasets, prefixes, strict=True)
+            for case, subject in recorded_subjects(dataset.content).items()
+        }
+        subjects = {name: subject for name, subject in subjects.items() if name in cases}
         more = {
             "made_by": "dataset pool",
+            **({SUBJECTS: subjects} if subjects else {}),
             "from": [dataset.name for dataset in datasets],
             "held_out": sorted(held_out),
             **({"left_out": left_out} if left_out else {}),

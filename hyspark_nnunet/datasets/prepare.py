@@ -20,6 +20,7 @@ from hyspark_nnunet.datasets.grouping import Case, cases_by_folder, cases_by_suf
 from hyspark_nnunet.datasets.in_place import add_to_layout
 from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text
 from hyspark_nnunet.datasets.staging import built_beside, refuse_existing
+from hyspark_nnunet.datasets.subjects import SUBJECTS, subjects_of_cases
 from hyspark_nnunet.datasets.volumes import READER, WRITTEN_ENDING
 
 
@@ -39,6 +40,7 @@ class PrepareOptions:
         numbers_in_names: a trailing _0001 is part of a scan's name, not a channel.
         include, exclude: patterns of paths.
         exclude_masks: folder of masks of voxels that get the ignore label; see ``masks_of_cases``.
+        group_by: how to find the subject of a scan; see ``subjects_of_cases``.
         skip_bad: leave out incomplete and unreadable cases.
         overwrite: replace a dataset this package made.
         processes: that work in parallel.
@@ -56,6 +58,7 @@ class PrepareOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     exclude_masks: str | None = None
+    group_by: str | None = None
     skip_bad: bool = False
     overwrite: bool = False
     processes: int = 1
@@ -86,6 +89,7 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
     masks = {}
     if options.exclude_masks is not None:
         masks = masks_of_cases(_expanded(options.exclude_masks), grouped.cases, options.processes)
+    subjects = {} if options.group_by is None else subjects_of_cases(grouped.cases, options.group_by)
 
     def make(building: Path, labels_folder: str) -> None:
         jobs = [
@@ -104,7 +108,8 @@ def prepare(options: PrepareOptions, raw: Path) -> Path:
             if case.name not in left_out
         ]
         cases = made_cases(jobs, options.skip_bad, options.processes, left_out)
-        _finish(building, target, channel_names, cases, options.labels, left_out, with_ignore=bool(masks))
+        kept = {name: subject for name, subject in subjects.items() if name in cases}
+        _finish(building, target, channel_names, cases, options.labels, left_out, kept, with_ignore=bool(masks))
 
     if in_place:
         add_to_layout(target, options.overwrite, make)
@@ -209,6 +214,7 @@ def _finish(
     cases: Mapping[str, CaseFiles],
     labels: str,
     left_out: Mapping[str, str],
+    subjects: Mapping[str, str],
     with_ignore: bool,
 ) -> None:
     """The picture, then dataset.json: last, it makes a folder a dataset."""
@@ -220,7 +226,11 @@ def _finish(
 
     if labels == "foreground":
         draw_check(building, target, cases, resolve)
-    more = {"made_by": "dataset prepare", **({"left_out": dict(left_out)} if left_out else {})}
+    more = {
+        "made_by": "dataset prepare",
+        **({"left_out": dict(left_out)} if left_out else {}),
+        **({SUBJECTS: dict(subjects)} if subjects else {}),
+    }
     (building / DATASET_JSON).write_text(
         dataset_json_text(channel_names, cases, labels, READER, more, with_ignore), encoding="utf-8"
     )

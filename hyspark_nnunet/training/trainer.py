@@ -23,10 +23,12 @@ from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.datasets.dataset_json import without_files
 from hyspark_nnunet.datasets.preprocessed import check_holds_cases, preprocess_command
+from hyspark_nnunet.datasets.subjects import recorded_subjects, write_splits
 from hyspark_nnunet.masking import mask_grid, unit_size
 from hyspark_nnunet.recipe.recipe import Recipe, save_recipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.data.fold_cases import (
+    N_FOLDS,
     SPLITS,
     check_can_be_split,
     check_fold,
@@ -271,6 +273,9 @@ class RecipeTrainer(DistributedTraining):
         preprocessed = self._preprocessed_cases()
         if self.fold != "all" and not splits_file.is_file():
             check_can_be_split(preprocessed, splits_file)
+            if subjects := recorded_subjects(self.dataset_json):
+                write_splits(preprocessed, subjects, N_FOLDS, splits_file)
+                self.print_to_log_file(f"Folds that keep subjects together: {splits_file}")
         training, validation = super().do_split()
         check_fold(self.fold, training, validation, splits_file)
         if not self.checkpoints.is_ours:  # else the loaders name missing cases and draw others

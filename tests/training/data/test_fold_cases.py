@@ -104,3 +104,11 @@ def test_the_raw_dataset_says_which_cases_there_are(tmp_path: Path) -> None:
     for name in ("liver_0_0000.nii.gz", "liver_0_seg_0000.nii.gz"):  # nnU-Net takes the second for a segmentation
         (raw / "imagesTr" / name).touch()
     assert listed_cases(raw, tmp_path, listed) == {"liver_0", "liver_0_seg"}
+
+
+def test_folds_keep_subjects_together(folders: Path) -> None:
+    cases = [f"{subject}_{scan}" for subject in "abcdef" for scan in range(2)]
+    trainer = trainer_on(folders, cases)
+    trainer.dataset_json = {**DATASET_JSON, "hyspark_nnunet": {"subjects": {case: case[0] for case in cases}}}
+    training, validation = trainer.do_split()
+    assert validation and {case[0] for case in training}.isdisjoint(case[0] for case in validation)
