@@ -19,6 +19,7 @@ from hyspark_nnunet.checkpoints.transfer import (
     partial_is_allowed,
     preset_of,
 )
+from hyspark_nnunet.recipe.fields import text_of
 
 
 def inspect_checkpoint(
@@ -103,7 +104,7 @@ def describe_file(weights: SourceWeights) -> str:
     recipe = rest.get("recipe")
     if isinstance(recipe, Mapping):
         width = max(map(len, recipe), default=0)
-        text += ["", "recipe", *(f"  {name:<{width}}  {value}" for name, value in recipe.items())]
+        text += ["", "recipe", *(f"  {name:<{width}}  {text_of(value)}" for name, value in recipe.items())]
     return "\n".join(text)
 
 

@@ -97,8 +97,8 @@ class FinetuneTrainer(RecipeTrainer):
         self.reset_optimizer()
         if self.recipe.layer_decay is None:
             self.print_to_log_file(
-                "Layers loaded from the file train at lower rates towards the input (layer_decay is none), down to "
-                f"{FIRST_LAYER_RATE:.2g} of the rate for the stem. For equal rates: HYSPARK_LAYER_DECAY=1\n",
+                "Layers loaded from the file have lower learning rates, the lower the closer to the input: the stem "
+                f"trains at {FIRST_LAYER_RATE:.2g} of the decoder's rate. For equal rates, set HYSPARK_LAYER_DECAY=1\n",
                 add_timestamp=False,
             )
 

@@ -52,8 +52,8 @@ class ScheduledProbe:
         if cases is None or not all(parts):
             reason = "the dataset has no labels" if cases is None else "it needs two readable cases with labels"
             self._log(
-                f"No linear probe: {reason}. (HYSPARK_PROBE_DATASET=ID takes the labels of another dataset that was "
-                "planned in the same way)"
+                f"No linear probe: {reason}. (To use the labels of another dataset with the same plan, set "
+                "HYSPARK_PROBE_DATASET=ID)"
             )
             return
         fit, score = ([cases.loader(key, patch_size) for key in part] for part in parts)
