@@ -1,4 +1,4 @@
-"""Made datasets for what nnU-Net offers beyond labels on cubes: a ball in a ball, in noise."""
+"""Synthetic datasets for what nnU-Net offers beyond labels on cubes: a ball in a ball, in noise."""
 
 from pathlib import Path
 from typing import Any

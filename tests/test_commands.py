@@ -16,7 +16,7 @@ from hyspark_nnunet.demo.synthetic_data import write_dataset
 from hyspark_nnunet.training.case_reconstruction import cases_to_reconstruct
 from tests.nnunet_project import FINETUNER, PRETRAINER, Project
 
-UNLABELLED, LABELLED = "Dataset060_MadeUnlabelled", "Dataset006_MadeOrgans"
+UNLABELLED, LABELLED = "Dataset060_SyntheticUnlabelled", "Dataset006_SyntheticOrgans"
 SHAPE = (32, 32, 32)
 
 
@@ -25,8 +25,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Both datasets planned and preprocessed, and a pre-training of two epochs."""
     project = Project(tmp_path_factory.mktemp("commands"))
     project.make_folders()
-    write_dataset(project.raw, 60, "MadeUnlabelled", n_train=5, labelled=False, shape=SHAPE)
-    write_dataset(project.raw, 6, "MadeOrgans", n_train=5, n_test=2, seed=1, shape=SHAPE)
+    write_dataset(project.raw, 60, "SyntheticUnlabelled", n_train=5, labelled=False, shape=SHAPE)
+    write_dataset(project.raw, 6, "SyntheticOrgans", n_train=5, n_test=2, seed=1, shape=SHAPE)
     project.plan_and_preprocess(60, 6)
     return project
 

@@ -479,7 +479,7 @@ def test_key_lines_hold_no_path_of_the_machine(tmp_path: Path) -> None:
 
 
 class TestReport:
-    """Made records: pre-trained is 3 points better (1 worse at 20 labels); scratch rises to its end at 10 labels."""
+    """Synthetic records: pre-trained is 3 points better (1 worse at 20 labels); at 10, scratch rises to the end."""
 
     EPOCHS = 16
     ABLATED = {

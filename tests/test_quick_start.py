@@ -36,7 +36,7 @@ FINETUNED = TRAINED.format("004_Hippocampus/HySparKFinetuneTrainer__nnUNetPlans"
 
 
 def write_decathlon_task(folder: Path) -> None:
-    """Made scans in the layout of the Decathlon: Task04_Hippocampus with imagesTr, labelsTr, imagesTs, dataset.json."""
+    """Writes synthetic scans in the Decathlon's layout: Task04_Hippocampus with imagesTr, labelsTr, imagesTs."""
     made = write_dataset(folder / "made", 4, "Hippocampus", n_train=5, n_test=2, shape=(32, 32, 32))
     task = folder / "Task04_Hippocampus"
     for part in ("imagesTr", "labelsTr", "imagesTs"):

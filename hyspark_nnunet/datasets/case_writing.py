@@ -94,8 +94,8 @@ def draw_check(folder: Path, target: Path, cases: Mapping[str, CaseFiles], resol
     drawn = [(name, resolve(cases[name].images[0]), resolve(str(cases[name].label))) for name in picked]
     try:
         foreground_picture(drawn, folder / PICTURE)
-    except Exception as error:  # the picture is optional: the dataset is complete without it
-        print(f"no {PICTURE}: {type(error).__name__}: {error}")
+    except Exception as error:  # the picture is optional
+        print(f"{PICTURE} is not drawn ({type(error).__name__}: {error}); the dataset is complete without it")
 
 
 def made_cases(

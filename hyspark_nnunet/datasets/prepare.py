@@ -18,7 +18,7 @@ from hyspark_nnunet.datasets.dataset_json import (
 from hyspark_nnunet.datasets.excluded_masks import masks_of_cases
 from hyspark_nnunet.datasets.grouping import Case, cases_by_folder, cases_by_suffix
 from hyspark_nnunet.datasets.in_place import add_to_layout
-from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text
+from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text, spread_text
 from hyspark_nnunet.datasets.staging import built_beside, refuse_existing
 from hyspark_nnunet.datasets.subjects import SUBJECTS, subjects_of_cases
 from hyspark_nnunet.datasets.volumes import READER, WRITTEN_ENDING
@@ -154,6 +154,8 @@ def _scans_by_channel(options: PrepareOptions) -> tuple[tuple[str, ...], dict[st
         result = find_scans(_expanded(root), options.include, options.exclude, options.processes)
         if result.skipped:
             print(f"{root}: skipped: {skipped_text(result.skipped)}")
+        if result.spread:
+            print(f"{root}: {spread_text(result.spread)}")
         found[name] = result.scans
     return names, found, roots
 

@@ -51,10 +51,17 @@ class Skipped(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Scans, sorted by path, and the files that were skipped, by kind."""
+    """What lies below a folder.
+
+    Attributes:
+        scans: sorted by path.
+        skipped: files that are not scans, by kind.
+        spread: the folders of each DICOM series that lies in several; the slices of a folder are a scan of their own.
+    """
 
     scans: list[Scan]
     skipped: dict[str, Skipped]
+    spread: list[tuple[str, ...]]
 
 
 class _Folder(NamedTuple):
@@ -83,6 +90,7 @@ def find_scans(folder: Path, include: Sequence[str] = (), exclude: Sequence[str]
     scans: list[Scan] = []
     others: list[_Folder] = []
     skipped: dict[str, Skipped] = {}
+    folders: dict[str, list[str]] = {}
     for relative, names, hidden in _walk(root):
         kept = []
         for name in names:
@@ -105,13 +113,15 @@ def find_scans(folder: Path, include: Sequence[str] = (), exclude: Sequence[str]
             for identifier, (modality, files) in series.items():
                 part = f"/series-{digest(identifier)}" if len(series) > 1 else ""
                 scans.append(Scan(home + part, files, ".dcm", modality))
+                folders.setdefault(identifier, []).append(home)
     if not scans:
         raise FileNotFoundError(
             f"no scans in {root}: no file that ends in .nii.gz, .nii, .nrrd, .mha, .mhd or .gipl and no DICOM series"
             + (" fits --include and --exclude" if include or exclude else "")
             + (f"; skipped: {skipped_text(skipped)}" if skipped else "")
         )
-    return Found(sorted(scans, key=lambda scan: (scan.relative, scan.ending)), skipped)
+    spread = sorted(tuple(sorted(homes)) for series, homes in folders.items() if series and len(homes) > 1)
+    return Found(sorted(scans, key=lambda scan: (scan.relative, scan.ending)), skipped, spread)
 
 
 def skipped_text(skipped: Mapping[str, Skipped]) -> str:
@@ -122,6 +132,16 @@ def skipped_text(skipped: Mapping[str, Skipped]) -> str:
         why = f": {WHY[kind]}" if kind in WHY else ""
         texts.append(f"{count} {kind} ({named}{', ...' if count > len(examples) else ''}{why})")
     return ", ".join(texts)
+
+
+def spread_text(spread: Sequence[tuple[str, ...]]) -> str:
+    """Which DICOM series lie in several folders, and what to do; the first few are named."""
+    named = "; ".join(printable(", ".join(homes[:EXAMPLES])) for homes in spread[:EXAMPLES])
+    named += "; ..." if len(spread) > EXAMPLES else ""
+    return (
+        f"DICOM series that lie in several folders: {len(spread)} ({named}). "
+        "Each folder becomes a scan of its own: put the slices of one volume into one folder, and --exclude copies"
+    )
 
 
 def _wanted(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:

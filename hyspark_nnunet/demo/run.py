@@ -7,23 +7,19 @@ good the method is.
 
 import argparse
 import json
-import os
-import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
+from hyspark_nnunet.demo.commands import NNUNET_FOLDERS, Demo, DemoError, EpochLine, say
 from hyspark_nnunet.demo.pictures import overlay_picture
 from hyspark_nnunet.demo.synthetic_data import ORGANS, write_dataset
 
-UNLABELLED, LABELLED = (60, "MadeUnlabelled"), (6, "MadeOrgans")
+UNLABELLED, LABELLED = (60, "SyntheticUnlabelled"), (6, "SyntheticOrgans")
 SHAPE = (48, 56, 56)  # voxels of a synthetic scan; small, so that a CPU can train on it
 # GB for nnU-Net's planner, which then chooses patches of 40^3 voxels; a CPU trains on about one per second
 MEMORY_TARGET = 0.2
@@ -31,128 +27,9 @@ CONFIGURATION = "3d_fullres"
 PRETRAINER, FINETUNER = "HySparKPretrainTrainer", "HySparKFinetuneTrainer"
 # pre-training takes every scan; fine-tuning holds a fifth out, as nnU-Net does
 FOLDS = {PRETRAINER: "all", FINETUNER: "0"}
-MARKER = ".made_by_hyspark_demo"
+MARKER = ".hyspark_demo"
 DATASETS = tuple(f"Dataset{number:03d}_{name}" for number, name in (UNLABELLED, LABELLED))
-NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-MADE = (*(f"{folder}/{name}" for folder in NNUNET_FOLDERS for name in DATASETS), "predictions", "pictures", "logs")
-
-
-class DemoError(RuntimeError):
-    """The demo cannot continue; the message says why."""
-
-
-class Demo:
-    """The steps of the demo and what they share.
-
-    Args:
-        folder: of everything that the demo writes.
-        processes: of nnU-Net's preprocessing and evaluation.
-    """
-
-    def __init__(self, folder: Path, processes: int) -> None:
-        self.folder = folder
-        self.processes = str(processes)
-        self.started = time.time()
-        self.step = 0
-        self.environment = {name: str(folder / name) for name in NNUNET_FOLDERS}
-        # few cores: one process augments while the others train
-        self.environment |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": self.processes}
-
-    def headline(self, text: str) -> None:
-        """Prints the next step and the time since the start."""
-        self.step += 1
-        minutes, seconds = divmod(int(time.time() - self.started), 60)
-        say(f"\n[{self.step}] {minutes}:{seconds:02d}  {text}")
-
-    def run(
-        self,
-        command: Sequence[str],
-        recipe: dict[str, Any] | None = None,
-        progress: Callable[[str], str | None] = lambda line: None,
-    ) -> None:
-        """Runs a command, prints its progress, and writes its output to a log.
-
-        Args:
-            command: its first word is the name of a program installed beside this Python.
-            recipe: environment variables of this command alone.
-            progress: returns what is printed for a line of output; None: nothing.
-
-        Raises:
-            DemoError: the program is missing, or it failed; the message has the end of its log.
-        """
-        extra = {name: str(value) for name, value in (recipe or {}).items()}
-        say("    " + " ".join([*(f"{k}={v}" for k, v in extra.items()), shlex.join(command)]))
-        log = self.folder / "logs" / f"{self.step}_{command[0]}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        tail: deque[str] = deque(maxlen=30)
-        environment = os.environ | self.environment | extra | {"PYTHONUNBUFFERED": "1"}
-        with (
-            log.open("w", encoding="utf-8") as file,
-            subprocess.Popen(
-                [program(command[0]), *command[1:]],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-            ) as process,
-        ):
-            for line in process.stdout or ():
-                file.write(line)
-                file.flush()
-                tail.append(line)
-                shown = progress(line.rstrip())
-                if shown is not None:
-                    say(f"      {shown}")
-        if process.returncode:
-            raise DemoError(
-                f"step {self.step} failed: {command[0]} ended with exit code {process.returncode}. "
-                f"The end of {log}:\n\n" + "".join(tail)
-            )
-
-    def results(self, dataset: str, trainer: str) -> Path:
-        """Where nnU-Net writes a training."""
-        return (
-            self.folder
-            / "nnUNet_results"
-            / dataset
-            / f"{trainer}__nnUNetPlans__{CONFIGURATION}"
-            / f"fold_{FOLDS[trainer]}"
-        )
-
-
-class EpochLine:
-    """Joins nnU-Net's log lines of an epoch into one line."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-        self.seen: dict[str, str] = {}
-
-    def __call__(self, line: str) -> str | None:
-        """Returns the line of an epoch when the epoch is complete, or a line that is shown by itself."""
-        text = re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?: ", "", line).strip()
-        found = re.match(r"(Epoch time|Epoch|train_loss|val_loss|Pseudo dice):?\s+(.+)", text)
-        if found:
-            self.seen[found[1]] = re.sub(r"np\.float\d+\((.*?)\)", r"\1", found[2])
-        if not text.startswith("Epoch time"):
-            return text if re.match(r"Mean (reconstruction loss|Validation Dice)", text) else None
-        parts = [f"epoch {int(self.seen.get('Epoch', 0)) + 1}/{self.epochs}"]
-        names = {"train_loss": "train loss", "val_loss": "validation loss", "Pseudo dice": "Dice", "Epoch time": ""}
-        parts += [f"{shown} {self.seen[name]}".strip() for name, shown in names.items() if name in self.seen]
-        self.seen.clear()
-        return "   ".join(parts)
-
-
-def program(name: str) -> str:
-    """Finds a program beside this Python, as in a virtual environment, or else on the path.
-
-    Raises:
-        DemoError: there is none.
-    """
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        raise DemoError(f"{name} is not installed beside {sys.executable}: pip install nnunetv2")
-    return found
+WRITTEN = (*(f"{folder}/{name}" for folder in NNUNET_FOLDERS for name in DATASETS), "predictions", "pictures", "logs")
 
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:
@@ -169,12 +46,12 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
             raise DemoError(f"{folder} is not empty and was not made by this demo: choose another --folder")
         if not overwrite:
             raise DemoError(f"{folder} holds an earlier demo: --overwrite replaces it, or choose another --folder")
-        for name in MADE:
+        for name in WRITTEN:
             if (folder / name).is_dir() and not (folder / name).is_symlink():
                 shutil.rmtree(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text(
-        "python -m hyspark_nnunet.demo --overwrite removes these from this folder:\n" + "\n".join(MADE) + "\n"
+        "python -m hyspark_nnunet.demo --overwrite removes these from this folder:\n" + "\n".join(WRITTEN) + "\n"
     )
 
 
@@ -202,10 +79,16 @@ def check_plans(folder: Path) -> str:
     return f"both plans: patch {patch} voxels, batch size {plans[0]['batch_size']}, {len(plans[0]['strides'])} stages"
 
 
+def results_folder(folder: Path, dataset: str, trainer: str) -> Path:
+    """Where nnU-Net writes a training."""
+    home = folder / "nnUNet_results" / dataset / f"{trainer}__nnUNetPlans__{CONFIGURATION}"
+    return home / f"fold_{FOLDS[trainer]}"
+
+
 def report(demo: Demo) -> None:
     """Prints the numbers, and puts the pictures into one folder."""
-    pretraining = demo.results(DATASETS[0], PRETRAINER)
-    finetuning = demo.results(DATASETS[1], FINETUNER)
+    pretraining = results_folder(demo.folder, DATASETS[0], PRETRAINER)
+    finetuning = results_folder(demo.folder, DATASETS[1], FINETUNER)
     losses = read_checkpoint(pretraining / "checkpoint_final.pth")["logging"]["val_losses"]
     summary = json.loads((pretraining / "validation" / "summary.json").read_text())
     say("\n    reconstruction loss (1 = predicting each hidden block's mean)")
@@ -254,8 +137,8 @@ def run_demo(arguments: argparse.Namespace) -> None:
         f"Create synthetic data: {arguments.unlabelled} scans without labels, {arguments.labelled} + 4 with organs"
     )
     for (number, name), train, test in ((UNLABELLED, arguments.unlabelled, 0), (LABELLED, arguments.labelled, 4)):
-        made = {"n_train": train, "n_test": test, "labelled": test > 0, "shape": SHAPE}
-        call = f"write_dataset({str(raw)!r}, {number}, {name!r}, {', '.join(f'{k}={v}' for k, v in made.items())})"
+        sizes = {"n_train": train, "n_test": test, "labelled": test > 0, "shape": SHAPE}
+        call = f"write_dataset({str(raw)!r}, {number}, {name!r}, {', '.join(f'{k}={v}' for k, v in sizes.items())})"
         say(f'    python -c "from hyspark_nnunet.demo.synthetic_data import *; {call}"')
         write_dataset(raw, number, name, train, test, labelled=test > 0, shape=SHAPE)
 
@@ -282,7 +165,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     epochs = arguments.epochs_finetune
     recipe = shared | {"HYSPARK_NUM_EPOCHS": epochs, "HYSPARK_NUM_ITERATIONS_PER_EPOCH": 15}
     recipe |= {"HYSPARK_INITIAL_LR": 2e-3, "HYSPARK_NUM_VAL_ITERATIONS_PER_EPOCH": 3}
-    weights = demo.results(DATASETS[0], PRETRAINER) / "checkpoint_final.pth"
+    weights = results_folder(demo.folder, DATASETS[0], PRETRAINER) / "checkpoint_final.pth"
     train = ["nnUNetv2_train", str(LABELLED[0]), CONFIGURATION, FOLDS[FINETUNER], "-tr", FINETUNER]
     demo.run([*train, "-pretrained_weights", str(weights), *device], recipe, EpochLine(epochs))
 
@@ -309,11 +192,6 @@ def run_demo(arguments: argparse.Namespace) -> None:
     report(demo)
     minutes = (time.time() - demo.started) / 60
     say(f"\nDone in {minutes:.1f} minutes. Everything is in {folder}; logs in {folder / 'logs'}.")
-
-
-def say(text: str) -> None:
-    """Prints at once, also into a pipe."""
-    print(text, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ FILE_ENDING = ".nii.gz"
 
 
 @dataclass(frozen=True)
-class MadeCase:
+class SyntheticCase:
     """One synthetic scan.
 
     Attributes:
@@ -41,7 +41,7 @@ class MadeCase:
     spacing: tuple[float, float, float]
 
 
-def make_case(seed: int | Sequence[int], shape: tuple[int, int, int] = (72, 80, 80)) -> MadeCase:
+def synthetic_case(seed: int | Sequence[int], shape: tuple[int, int, int] = (72, 80, 80)) -> SyntheticCase:
     """Makes one scan; the same seed and shape make the same scan.
 
     Args:
@@ -99,7 +99,7 @@ def make_case(seed: int | Sequence[int], shape: tuple[int, int, int] = (72, 80, 
     organs = np.zeros(shape, dtype=np.uint8)
     for name, mask in {"liver": liver, "spine": spine, "lungs": in_lungs}.items():
         organs[mask] = ORGANS[name]
-    return MadeCase(np.clip(image, -1024, 1500).round(), organs, (depth, height, width))
+    return SyntheticCase(np.clip(image, -1024, 1500).round(), organs, (depth, height, width))
 
 
 def write_dataset(
@@ -142,7 +142,7 @@ def write_dataset(
         for part in ("images", "labels") if cases else ():
             (folder / f"{part}{split}").mkdir(parents=True)
         for index in cases:
-            case = make_case((seed, dataset_id, index), shape)
+            case = synthetic_case((seed, dataset_id, index), shape)
             segmentation = case.organs if labelled else _threshold_body(case.image)
             identifier = f"synthetic_{index:03d}"
             _write(case.image.astype(np.int16), case.spacing, folder / f"images{split}" / f"{identifier}_0000")

@@ -137,7 +137,7 @@ def test_no_labels_means_all_foreground(scans: Path, raw: Path) -> None:
     assert array_of(folder / "labelsTr/one.nii.gz").all() and not (folder / "foreground_check.png").exists()
 
 
-def test_dicom_is_written_once(tmp_path: Path, raw: Path) -> None:
+def test_dicom_is_written_once(tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = ct(4)
     shuffled = [f"{k}.dcm" for k in (3, 5, 0, 4, 1, 2)]
     write_dicom_series(image, tmp_path / "dicom/patient1", shuffled)
@@ -147,6 +147,10 @@ def test_dicom_is_written_once(tmp_path: Path, raw: Path) -> None:
     assert content(folder)["dataset"]["patient1"]["images"] == ["imagesTr/patient1_0000.nii.gz"]
     assert content(folder)["channel_names"] == {"0": "CT"}
     assert np.array_equal(array_of(folder / "imagesTr/patient1_0000.nii.gz"), sitk.GetArrayFromImage(image))
+    assert "several folders" not in capsys.readouterr().out
+    write_dicom_series(image, tmp_path / "dicom/patient1/second", shuffled)
+    prepare(options(tmp_path / "dicom", overwrite=True), raw)
+    assert "lie in several folders: 1 (patient1, patient1/second)" in capsys.readouterr().out
 
 
 def test_an_existing_layout_is_taken_as_it_is(raw: Path) -> None:
@@ -337,7 +341,7 @@ def test_slices_alone_are_a_dataset_and_a_picture_that_fails_stops_nothing(
     monkeypatch.setattr("hyspark_nnunet.visualisation.save_figure", lambda *_, **__: 1 / 0)
     monkeypatch.setattr("hyspark_nnunet.datasets.foreground_picture.save_figure", lambda *_, **__: 1 / 0)
     assert len(content(prepare(options(tmp_path / "s", overwrite=True), raw))["dataset"]) == 2
-    assert "no foreground_check.png: ZeroDivisionError" in capsys.readouterr().out
+    assert "foreground_check.png is not drawn (ZeroDivisionError" in capsys.readouterr().out
 
 
 def test_names_of_segmentations_are_avoided_and_twins_in_other_endings_are_apart(tmp_path: Path, raw: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from hyspark_nnunet.datasets.case_names import unique_names, usable_name
 from hyspark_nnunet.datasets.grouping import cases_by_folder, cases_by_suffix
-from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text
+from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text, spread_text
 from tests.datasets.dicom_files import header as pydicom_header
 from tests.datasets.scans import ct, write, write_dicom_series
 
@@ -30,6 +30,8 @@ def test_every_format_nested_and_dicom(tmp_path: Path) -> None:
     assert [len(s.files) for s in series] == [6, 6, 6] and {s.modality for s in series} == {"CT"}
     assert series[0].relative == "patient/one"
     assert all(s.relative.startswith("patient/two/series-") for s in series[1:])
+    assert found.spread == [("patient/one", "patient/two")]  # the same series in both
+    assert "several folders: 1 (patient/one, patient/two). Each folder becomes a scan" in spread_text(found.spread)
     assert found.skipped == {".txt": (1, ("notes.txt",)), "hidden": (1, (".hidden.nii.gz",))}
 
 

@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hyspark_nnunet.demo import run as demo
+from hyspark_nnunet.demo import commands
+from hyspark_nnunet.demo.commands import Demo, DemoError, EpochLine
 from hyspark_nnunet.demo.pictures import overlay_picture
-from hyspark_nnunet.demo.run import (
-    CONFIGURATION,
-    DATASETS,
-    MARKER,
-    Demo,
-    DemoError,
-    EpochLine,
-    check_plans,
-    prepare_folder,
-)
+from hyspark_nnunet.demo.run import CONFIGURATION, DATASETS, MARKER, check_plans, prepare_folder
 from hyspark_nnunet.demo.synthetic_data import write_dataset
 
 
@@ -71,7 +63,7 @@ class TestEpochLine:
 class TestRun:
     @pytest.fixture
     def python(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(demo, "program", lambda name: sys.executable)
+        monkeypatch.setattr(commands, "program", lambda name: sys.executable)
 
     @pytest.mark.usefixtures("python")
     def test_progress_log_and_environment(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +86,7 @@ class TestRun:
 
     def test_missing_program(self) -> None:
         with pytest.raises(DemoError, match="nnUNetv2_no_such_program is not installed beside"):
-            demo.program("nnUNetv2_no_such_program")
+            commands.program("nnUNetv2_no_such_program")
 
 
 def test_check_plans_compares(tmp_path: Path) -> None:
@@ -111,7 +103,7 @@ def test_check_plans_compares(tmp_path: Path) -> None:
 
 
 def test_overlay_picture(tmp_path: Path) -> None:
-    folder = write_dataset(tmp_path, 1, "Made", n_train=0, n_test=2, shape=(40, 48, 48))
+    folder = write_dataset(tmp_path, 1, "Synthetic", n_train=0, n_test=2, shape=(40, 48, 48))
     with pytest.raises(FileNotFoundError, match="no prediction in"):
         overlay_picture(folder / "imagesTs", folder / "labelsTs", tmp_path, tmp_path / "none.png")
     shutil.copytree(folder / "labelsTs", tmp_path / "predictions")

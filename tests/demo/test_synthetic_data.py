@@ -8,14 +8,18 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
-from hyspark_nnunet.demo.synthetic_data import BODY_THRESHOLD_HU, ORGANS, make_case, write_dataset
+from hyspark_nnunet.demo.synthetic_data import BODY_THRESHOLD_HU, ORGANS, synthetic_case, write_dataset
 
 SMALL = (40, 48, 48)
 
 
-class TestMakeCase:
+class TestSyntheticCase:
     def test_same_seed_same_case(self) -> None:
-        first, again, other = make_case((1, 2), SMALL), make_case((1, 2), SMALL), make_case((1, 3), SMALL)
+        first, again, other = (
+            synthetic_case((1, 2), SMALL),
+            synthetic_case((1, 2), SMALL),
+            synthetic_case((1, 3), SMALL),
+        )
         np.testing.assert_array_equal(first.image, again.image)
         np.testing.assert_array_equal(first.organs, again.organs)
         assert first.spacing == again.spacing
@@ -24,7 +28,7 @@ class TestMakeCase:
 
     @pytest.mark.parametrize("seed", range(6))
     def test_every_organ_in_every_case(self, seed: int) -> None:
-        case = make_case(seed, SMALL)
+        case = synthetic_case(seed, SMALL)
         assert case.image.shape == case.organs.shape == SMALL
         assert case.image.dtype == np.float32
         assert np.isfinite(case.image).all()
@@ -35,7 +39,7 @@ class TestMakeCase:
     @pytest.mark.parametrize("seed", range(3))
     def test_organs_look_different(self, seed: int) -> None:
         """In Hounsfield units: air, lungs, soft tissue and bone in their places."""
-        case = make_case(seed)
+        case = synthetic_case(seed)
         mean = {name: case.image[case.organs == value].mean() for name, value in ORGANS.items()}
         assert mean["lungs"] < -600
         assert 60 < mean["liver"] < mean["spine"]
@@ -45,7 +49,7 @@ class TestMakeCase:
 
     def test_anatomy_is_alike_but_not_equal(self) -> None:
         """The organs of two cases overlap by much, not wholly: that is what makes hidden blocks predictable."""
-        first, second = (make_case(seed).organs for seed in (10, 11))
+        first, second = (synthetic_case(seed).organs for seed in (10, 11))
         for name in ("liver", "lungs"):
             one, two = first == ORGANS[name], second == ORGANS[name]
             dice = 2 * (one & two).sum() / (one.sum() + two.sum())
@@ -53,14 +57,14 @@ class TestMakeCase:
 
     def test_refuses_tiny_volumes(self) -> None:
         with pytest.raises(ValueError, match=r"\(16, 48, 48\) is too small"):
-            make_case(0, (16, 48, 48))
+            synthetic_case(0, (16, 48, 48))
 
 
 class TestWriteDataset:
     @pytest.mark.parametrize("labelled", [True, False])
     def test_nnunet_takes_it(self, labelled: bool, tmp_path: Path) -> None:
-        folder = write_dataset(tmp_path, 42, "Made", n_train=3, n_test=2, labelled=labelled, shape=SMALL)
-        assert folder == tmp_path / "Dataset042_Made"
+        folder = write_dataset(tmp_path, 42, "Synthetic", n_train=3, n_test=2, labelled=labelled, shape=SMALL)
+        assert folder == tmp_path / "Dataset042_Synthetic"
         verify_dataset_integrity(str(folder), num_processes=1)
         description = json.loads((folder / "dataset.json").read_text())
         assert description["channel_names"] == {"0": "CT"}
@@ -81,26 +85,26 @@ class TestWriteDataset:
                 assert values == sorted(description["labels"].values())
 
     def test_spacing_is_in_sitk_order(self, tmp_path: Path) -> None:
-        folder = write_dataset(tmp_path, 1, "Made", n_train=1, shape=SMALL)
+        folder = write_dataset(tmp_path, 1, "Synthetic", n_train=1, shape=SMALL)
         image = sitk.ReadImage(str(folder / "imagesTr" / "synthetic_000_0000.nii.gz"))
-        assert image.GetSpacing()[::-1] == pytest.approx(make_case((0, 1, 0), SMALL).spacing)
+        assert image.GetSpacing()[::-1] == pytest.approx(synthetic_case((0, 1, 0), SMALL).spacing)
 
     def test_unlabelled_labels_hold_no_organs(self, tmp_path: Path) -> None:
-        folder = write_dataset(tmp_path, 1, "Made", n_train=1, labelled=False, shape=SMALL)
+        folder = write_dataset(tmp_path, 1, "Synthetic", n_train=1, labelled=False, shape=SMALL)
         image = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "imagesTr" / "synthetic_000_0000.nii.gz")))
         label = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / "synthetic_000.nii.gz")))
         assert label[image > BODY_THRESHOLD_HU].all()
-        assert label[make_case((0, 1, 0), SMALL).organs == ORGANS["lungs"]].mean() > 0.99
+        assert label[synthetic_case((0, 1, 0), SMALL).organs == ORGANS["lungs"]].mean() > 0.99
         assert not label[:, 0, 0].any()
         assert 0.3 < label.mean() < 0.8
 
     def test_train_and_test_cases_differ(self, tmp_path: Path) -> None:
-        folder = write_dataset(tmp_path, 1, "Made", n_train=2, n_test=1, shape=SMALL)
+        folder = write_dataset(tmp_path, 1, "Synthetic", n_train=2, n_test=1, shape=SMALL)
         images = [sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in sorted(folder.glob("images*/*"))]
         assert len(images) == 3
         assert all((images[a] != images[b]).any() for a, b in ((0, 1), (0, 2), (1, 2)))
 
     def test_does_not_overwrite(self, tmp_path: Path) -> None:
-        write_dataset(tmp_path, 1, "Made", n_train=1, shape=SMALL)
-        with pytest.raises(FileExistsError, match="Dataset001_Made exists already: remove it, or choose"):
-            write_dataset(tmp_path, 1, "Made", n_train=1, shape=SMALL)
+        write_dataset(tmp_path, 1, "Synthetic", n_train=1, shape=SMALL)
+        with pytest.raises(FileExistsError, match="Dataset001_Synthetic exists already: remove it, or choose"):
+            write_dataset(tmp_path, 1, "Synthetic", n_train=1, shape=SMALL)

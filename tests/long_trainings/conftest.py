@@ -16,7 +16,7 @@ from tests.nnunet_project import TINY_RECIPE, Project
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
-DATASET = "Dataset006_MadeOrgans"
+DATASET = "Dataset006_SyntheticOrgans"
 RECIPE = TINY_RECIPE | {
     "HYSPARK_NUM_EPOCHS": "3",
     "HYSPARK_NUM_ITERATIONS_PER_EPOCH": "3",
@@ -95,7 +95,7 @@ class Commands:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     project = Project(tmp_path_factory.mktemp("long_trainings"))
     project.make_folders()
-    write_dataset(project.raw, 6, "MadeOrgans", n_train=5, seed=1, shape=(32, 32, 32))
+    write_dataset(project.raw, 6, "SyntheticOrgans", n_train=5, seed=1, shape=(32, 32, 32))
     project.plan_and_preprocess(6)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(
