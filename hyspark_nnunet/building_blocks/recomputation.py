@@ -79,12 +79,13 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[Any], AbstractC
 def _untracked(module: nn.Module) -> Iterator[None]:
     """Running statistics have seen the batch already: with momentum 0 they stay."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    # they count on a counter that is thrown away, on the CPU: on CUDA, restoring theirs would be hundreds of launches
+    counter = torch.zeros((), dtype=torch.long)
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum, norm.num_batches_tracked = 0.0, counter
     try:
         yield
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            norm.momentum, norm.num_batches_tracked = momentum, count

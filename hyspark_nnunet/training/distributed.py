@@ -89,7 +89,8 @@ class DistributedTraining(SavedTraining):
             parameter.requires_grad_(False)
         on_cuda = self.device.type == "cuda"
         if on_cuda:
-            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+            # in DDP's group, its exchanges would wait for the gradients that are sent at the same time
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network, dist.new_group())
         self.network = DistributedDataParallel(self.network, device_ids=[self.device.index] if on_cuda else None)
         self.print_to_log_file(
             f"{world_size()} processes over {dist.get_backend()}; batch of {self.global_batch_size} patches, "

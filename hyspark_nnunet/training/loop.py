@@ -113,7 +113,7 @@ class TrainingLoop(nnUNetTrainer):
                     self.on_validation_epoch_end(self._validate_epoch())
                 self.on_epoch_end()
             self.on_train_end()
-        if any_rank(self.stop.signal is not None, self.device):
+        if any_rank(self.stop.signal is not None):
             print(VALIDATION_LEFT)
             sys.exit(0)
         leave_on_signal(VALIDATION_LEFT)
@@ -182,11 +182,11 @@ class TrainingLoop(nnUNetTrainer):
         """One optimizer step with the mean gradient of the batches.
 
         Raises:
-            NonFiniteLoss: too many consecutive steps had a loss that is not finite; names the cases.
+            NonFiniteLoss: too many consecutive steps had a loss or gradient that is not finite; names the cases.
         """
         self.advance_schedule()
         self._iteration_in_epoch += 1
-        losses, taken = take_step(
+        step = take_step(
             self.network,
             self.optimizer,
             self.grad_scaler,
@@ -195,10 +195,11 @@ class TrainingLoop(nnUNetTrainer):
             self.gradient_clip(),
             self.drop_gradients,
         )
-        if taken:
+        if step.taken:
             self._nonfinite_in_row = 0
-            return {"loss": float(np.mean(losses))}
-        self._nonfinite_in_row += 1
+            return {"loss": float(np.mean(step.losses))}
+        # a new gradient scaler begins at a scale that is too large on purpose: its first steps are no fault
+        self._nonfinite_in_row += not step.scale_lowered
         self._skipped_in_epoch += 1
         cases = sorted({str(case) for part in every_rank(_cases(batches)) for case in part})
         text = (
@@ -207,7 +208,8 @@ class TrainingLoop(nnUNetTrainer):
         )
         if self._nonfinite_in_row > self.recipe.max_nonfinite_steps:
             self._end_on_nonfinite(text)
-        self.print_to_log_file(f"WARNING: {text}. The step is skipped.")
+        way = f"; the gradient scale is lowered to {self.grad_scaler.get_scale():g}" if step.scale_lowered else ""
+        self.print_to_log_file(f"WARNING: {text}. The step is skipped{way}.")
         return {"loss": float("nan")}
 
     def _end_on_nonfinite(self, text: str) -> None:
@@ -302,7 +304,7 @@ class TrainingLoop(nnUNetTrainer):
         Args:
             state: of this process before the current batch was drawn; that batch is dropped.
         """
-        if not any_rank(self.stop.signal is not None, self.device):
+        if not any_rank(self.stop.signal is not None):
             return
         self._write_inside_epoch(state)
         self.end_loader_processes()

@@ -226,20 +226,21 @@ class PretrainTrainer(RecipeTrainer):
         self.dataloader_val.restart()
         if self._loss_of_means is None:
             losses = [
-                loss_of_predicting_means(
-                    batch["data"], batch["visible"], self.recipe.standardise_targets, batch.get("counted")
-                )
-                for batch in self.dataloader_val.batches
+                loss_of_predicting_means(image, visible, self.recipe.standardise_targets, counted)
+                for image, visible, counted in map(self._on_device, self.dataloader_val.batches)
             ]
             loss = self._loss_of_means = float(np.mean(self.gather([loss * self.loss_share for loss in losses])))
             self.print_to_log_file(
                 f"On the validation patches, predicting the mean of every hidden block gives a loss of {loss:.4f}"
             )
 
+    def _on_device(self, batch: dict) -> list[Tensor | None]:
+        """Image, mask and counted voxels (None: all) of held-out patches."""
+        tensors = (batch.get(name) for name in ("data", "visible", "counted"))
+        return [None if t is None else t.to(self.device, non_blocking=True) for t in tensors]
+
     def validation_step(self, batch: dict) -> dict:
-        image = batch["data"].to(self.device, non_blocking=True)
-        visible = batch["visible"].to(self.device, non_blocking=True)
-        counted = batch["counted"].to(self.device, non_blocking=True) if "counted" in batch else None
+        image, visible, counted = self._on_device(batch)
         return {"loss": self._loss_of(image, visible, counted=counted).cpu().numpy()}
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:

@@ -55,6 +55,27 @@ def test_numbers_stay(geometry, kind: str) -> None:
         assert {int(b) for name, b in buffers.items() if name.endswith("num_batches_tracked")} == {1}
 
 
+class CopiesOfCounters(TorchDispatchMode):
+    """Copies of integers: of numbers of batches, here."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.clone, torch.ops.aten.copy_):
+            self.count += args[0].dtype == torch.long
+        return function(*args, **(kwargs or {}))
+
+
+def test_numbers_of_batches_are_not_copied() -> None:
+    """On CUDA each copy would be a launch, hundreds of them a step."""
+    network, loss_of = make_step(Wide)
+    set_recomputation(network, "light")
+    loss = loss_of(network)
+    with CopiesOfCounters() as copies:
+        loss.backward()
+    assert copies.count == 0
+
+
 class CreatedStorages(TorchDispatchMode):
     """Every piece of memory that operations allocate, as long as somebody keeps it."""
 

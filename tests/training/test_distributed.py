@@ -15,6 +15,7 @@ from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.train import leave
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.runtime.ranks import any_rank, maximum_over_ranks
 from tests.nnunet_plans import CUBIC, make_plans
 from tests.small_networks import small_arguments
 from tests.training.conftest import make_trainer
@@ -25,6 +26,8 @@ ARGUMENTS = small_arguments(features_per_stage=(4, 6, 12), n_blocks_per_stage=(1
 def _one_rank(rank: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
+    assert any_rank(rank == 1) and not any_rank(False)
+    assert maximum_over_ranks(torch.tensor(float(rank))) == 1
     torch.manual_seed(0)
     network = HySparKMaskedAutoencoder(**ARGUMENTS).double().eval()
     wrapped = DistributedDataParallel(network)
@@ -75,6 +78,21 @@ def test_networks_with_batchnorm_are_not_compiled_over_several_gpus(
     assert trainer._do_i_compile()  # torchrun with one process
     monkeypatch.setattr("hyspark_nnunet.training.distributed.world_size", lambda: 2)
     assert trainer._do_i_compile() == compiled
+
+
+def test_synchronised_norms_have_a_group_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In DDP's group, their exchanges wait for the gradients that are sent at the same time."""
+    trainer = make_trainer(HySparKPretrainTrainer, make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"}))
+    trainer.network = torch.nn.Sequential(torch.nn.BatchNorm3d(2))
+    trainer.device, trainer.batch_size = torch.device("cuda", 0), 2
+    group = object()
+    monkeypatch.setattr("torch.distributed.new_group", lambda: group)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "nccl")
+    monkeypatch.setattr(
+        "hyspark_nnunet.training.distributed.DistributedDataParallel", lambda network, device_ids: network
+    )
+    trainer.distribute_network()
+    assert trainer.network[0].process_group is group
 
 
 def test_who_writes_and_who_draws_what_does_not_follow_from_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:

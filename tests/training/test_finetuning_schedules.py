@@ -159,7 +159,7 @@ class TestFinetuningSchedules:
 
         def step(factor: float, scaler: Any = None) -> tuple[bool, list[float]]:
             state = copy.deepcopy(trainer.optimizer.state_dict())
-            _, taken = take_step(
+            taken = take_step(
                 trainer.network,
                 trainer.optimizer,
                 scaler,
@@ -167,7 +167,7 @@ class TestFinetuningSchedules:
                 [{}],
                 1.0,
                 trainer.drop_gradients,
-            )
+            ).taken
             gradients = [float(p.grad.abs().max()) for p in other if p.grad is not None]
             trainer.optimizer.load_state_dict(state)
             return taken, gradients

@@ -1,6 +1,8 @@
 """Steps of the pre-trainer on made patches: the loss falls, the weights move, masks are as they should be."""
 
 import copy
+import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.training.hyspark import HySparKPretrainTrainer
 from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.stepping import NonFiniteLoss
+from tests.host_reads import HostReads
 from tests.nnunet_plans import CUBIC, make_plans
 from tests.training.conftest import make_trainer
 
@@ -144,3 +148,41 @@ def test_a_step_that_is_not_finite_leaves_nothing_behind(trainer: HySparKPretrai
         assert all(torch.equal(moments[name], before[1][number][name]) for name in moments)
     trainer.train_step({"data": smooth_patches()})
     assert trainer._nonfinite_in_row == 0
+
+
+def test_infinite_gradients_end_a_training_once_the_gradient_scale_is_low(
+    trainer: HySparKPretrainTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new scaler skips its first steps because its scale is too large: these do not count."""
+    trainer.on_train_epoch_start()
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8)
+    trainer.recipe = dataclasses.replace(trainer.recipe, max_nonfinite_steps=1)
+    monkeypatch.setattr(trainer, "_write_inside_epoch", lambda state: None)
+    before, batch_loss = copy.deepcopy(trainer.network.state_dict()), trainer.batch_loss
+
+    def overflowing(batch: dict) -> torch.Tensor:
+        loss = batch_loss(batch)
+        loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss
+
+    monkeypatch.setattr(trainer, "batch_loss", overflowing)
+    counted = []
+    for _ in range(4):
+        assert np.isnan(trainer.train_step({"data": smooth_patches()})["loss"])
+        counted.append((trainer._nonfinite_in_row, trainer.grad_scaler.get_scale()))
+    assert counted == [(0, 4), (0, 2), (0, 1), (1, 0.5)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.network.state_dict().items())
+    with pytest.raises(NonFiniteLoss, match="in 2 consecutive steps, more than max_nonfinite_steps 1"):
+        trainer.train_step({"data": smooth_patches()})
+
+
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=1)])
+def test_a_step_waits_for_the_device_once(trainer: HySparKPretrainTrainer, scaler) -> None:
+    trainer.on_train_epoch_start()
+    trainer.grad_scaler = scaler
+    # AdamW reads the number of its step, which is on the CPU in any case
+    trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), 0.1)
+    trainer.advance_schedule = lambda: None
+    with HostReads() as reads:
+        assert np.isfinite(trainer.train_step({"data": smooth_patches()}, {"data": smooth_patches()})["loss"])
+    assert reads.count == 1

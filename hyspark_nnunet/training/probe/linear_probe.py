@@ -140,20 +140,20 @@ class LinearProbe:
         """
         if not len(self.classes):  # no voxel of any patch is annotated
             return ProbeScore()
-        head = RidgeRegression(len(self.classes))
+        head, classes = RidgeRegression(len(self.classes)), self.classes.to(device)
         for patch in self.to_fit:
-            head.add(_features(encoder, patch, device), (patch.labels[:, None] == self.classes).double())
+            head.add(_features(encoder, patch, device), (patch.labels.to(device)[:, None] == classes).float())
         head.fit()
-        counts = torch.zeros(len(self.classes), 3, dtype=torch.float64)
+        counts = torch.zeros(len(classes), 3, dtype=torch.long, device=device)
         for patch in self.to_score:
             predicted = head.predict(_features(encoder, patch, device)).argmax(1)
-            for index, label in enumerate(self.classes):
-                said, is_so = predicted == index, patch.labels == label
-                counts[index] += torch.stack([(said & is_so).sum(), said.sum(), is_so.sum()])
+            said = F.one_hot(predicted.to(device), len(classes)).bool()
+            is_so = patch.labels.to(device)[:, None] == classes
+            counts += torch.stack([(said & is_so).sum(0), said.sum(0), is_so.sum(0)], 1)
         return ProbeScore(
             {
-                int(label): float(2 * hit / (said + is_so))
-                for label, (hit, said, is_so) in zip(self.classes, counts, strict=True)
+                label: 2 * hit / (said + is_so)
+                for label, (hit, said, is_so) in zip(self.classes.tolist(), counts.tolist(), strict=True)
                 if label != 0 and is_so > 0
             }
         )
@@ -162,7 +162,8 @@ class LinearProbe:
 class RidgeRegression:
     """Ridge regression on standardised features, with a constant that is not penalised.
 
-    It keeps sums over the examples instead of the examples: its memory does not grow with their number.
+    It keeps sums over the examples instead of the examples: its memory does not grow with their number. All is computed
+    in float64 on the device of the examples, whatever autocast says: the inverse would magnify errors of float32.
 
     Args:
         n_targets: numbers to predict.
@@ -172,9 +173,10 @@ class RidgeRegression:
         self.n_targets, self.count = n_targets, 0
 
     def add(self, features: Tensor, targets: Tensor) -> None:
-        """Takes in examples: (N, C) and (N, T), float64."""
+        """Takes in examples: (N, C) and (N, T)."""
         if not len(features):
             return
+        features, targets = _in_float64(features), _in_float64(targets)
         if self.count == 0:
             n_features = features.shape[1]
             self.origin = features.mean(0)  # near the mean: no loss of precision if the mean is large
@@ -190,18 +192,24 @@ class RidgeRegression:
 
     def fit(self) -> None:
         """Solves for the weights, in closed form."""
-        beside_origin, self.constant = self.sums / self.count, self.target_sums / self.count
-        self.mean = self.origin + beside_origin
+        beside_origin, target_means = self.sums / self.count, self.target_sums / self.count
         products = self.products - self.count * beside_origin[:, None] * beside_origin
-        self.std = (products.diagonal() / (self.count - 1)).clamp_min(0).sqrt().clamp_min(1e-6)
-        products = products / (self.std[:, None] * self.std)
-        target_products = (self.target_products - beside_origin[:, None] * self.target_sums) / self.std[:, None]
-        penalty = torch.full_like(self.std, RIDGE * self.count)
-        self.weights = torch.linalg.solve(products + penalty.diag(), target_products)
+        std = (products.diagonal() / (self.count - 1)).clamp_min(0).sqrt().clamp_min(1e-6)
+        products = products / (std[:, None] * std)
+        target_products = (self.target_products - beside_origin[:, None] * self.target_sums) / std[:, None]
+        penalty = torch.full_like(std, RIDGE * self.count)
+        # of features that are not standardised: no pass over them for mean and standard deviation
+        self.weights = torch.linalg.solve(products + penalty.diag(), target_products) / std[:, None]
+        self.constant = target_means - (self.origin + beside_origin) @ self.weights
 
     def predict(self, features: Tensor) -> Tensor:
         """(N, C) to (N, T)."""
-        return (features - self.mean) / self.std @ self.weights + self.constant
+        return torch.addmm(self.constant, _in_float64(features), self.weights)
+
+
+def _in_float64(values: Tensor) -> Tensor:
+    """On the same device, if it knows float64; an Apple GPU does not."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _placed(
@@ -242,10 +250,10 @@ def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _features(encoder: nn.Module, patch: LabelledPatch, device: torch.device) -> Tensor:
-    """Features (N, channels of all stages) at the patch's voxels, interpolated linearly; float64 on the CPU."""
+    """Features (N, channels of all stages) at the patch's voxels, interpolated linearly; float32 on the device."""
     places = patch.places.to(device).view(1, *[1] * (patch.places.shape[1] - 1), *patch.places.shape)
     sampled = [
         F.grid_sample(feature.float(), places, align_corners=False, padding_mode="border").flatten(2)[0]
         for feature in encoder(patch.image[None].to(device))
     ]
-    return torch.cat(sampled).T.cpu().double()  # an Apple GPU knows no float64
+    return torch.cat(sampled).T

@@ -6,10 +6,12 @@ the machine: neither this file nor the trainers read it.
 """
 
 import os
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -63,13 +65,26 @@ def device_of_process(device: torch.device) -> torch.device:
     return torch.device(device.type, number_on_machine()) if device.type == "cuda" else torch.device(device.type)
 
 
-def any_rank(here: bool, device: torch.device) -> bool:
-    """Whether ``here`` is true in any process. All processes must call this."""
+def any_rank(here: bool) -> bool:
+    """Whether ``here`` is true in any process. All processes must call this; it does not wait for their GPUs."""
     if not is_distributed():
         return here
-    flag = torch.tensor(float(here), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag.item())
+    flag = torch.tensor(float(here))
+    dist.all_reduce(flag, dist.ReduceOp.MAX, group=_host_group(dist.group.WORLD))
+    return bool(flag)
+
+
+@lru_cache(maxsize=1)
+def _host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """A group of all processes for tensors on the CPU, beside the one for GPUs."""
+    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+
+
+def maximum_over_ranks(value: Tensor) -> Tensor:
+    """The largest value of all processes, on the device of ``value``. All processes must call this."""
+    if is_distributed():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
 
 
 def every_rank(value: T) -> list[T]:

@@ -30,6 +30,7 @@ from hyspark_nnunet.training.probe.linear_probe import (
 )
 from hyspark_nnunet.training.probe.scheduled import ScheduledProbe
 from hyspark_nnunet.visualisation import progress_picture
+from tests.host_reads import HostReads
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
 
@@ -81,6 +82,14 @@ def test_features_that_tell_the_classes_apart_score_high(spatial: tuple[int, ...
     seeing, blind = (probe.score(Encoder(sees), cpu) for sees in (True, False))
     assert set(seeing) == {1} and seeing.mean == seeing[1]
     assert seeing.mean > 0.6 > 0.3 > blind.mean
+
+
+def test_the_probe_stays_on_the_device() -> None:
+    """The host reads the labels and the counts, once each: nothing per patch."""
+    probe = make((12, 16, 12))
+    with HostReads() as reads:
+        probe.score(Encoder(True), torch.device("cpu"))
+    assert reads.count == 2
 
 
 def test_patches_and_voxels_are_the_same_in_every_run_and_numpy_is_left_alone() -> None:
