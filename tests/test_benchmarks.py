@@ -1,8 +1,13 @@
 """What the benchmarks compare with is the same network, and they run."""
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks.loader import measure as measure_loader
+from benchmarks.loader_from_disk import measure as measure_from_disk
+from benchmarks.loader_from_disk import write_cases
+from benchmarks.preprocessing_profile import STEPS, profile
 from benchmarks.step import compare
 from benchmarks.step_cases import (
     ANISOTROPIC,
@@ -50,3 +55,17 @@ def test_the_shapes_are_whole_numbers_of_mask_units(shape: Shape) -> None:
 def test_the_loader_without_labels_is_measured() -> None:
     rows = measure_loader((16, 16, 16), patches=4)
     assert [float(row["patches/s"]) > 0 for row in rows] == [True] * 3
+
+
+def test_the_loader_reads_patches_from_disk(tmp_path: Path) -> None:
+    write_cases(tmp_path, 2, (24, 28, 20), (16, 16, 16))
+    rows = measure_from_disk(tmp_path, (16, 16, 16), patches=3)
+    assert [row["files"] for row in rows] == ["cold", "warm"] and all(row["processes needed"] >= 1 for row in rows)
+
+
+def test_preprocessing_is_profiled() -> None:
+    steps, megabytes = profile(1, slices=16, width=32)
+    assert set(STEPS) < set(steps) and megabytes > 0
+    assert min(steps[name] for name in STEPS) >= 0 and steps["resampling image and labels"] > 0
+    # what takes time has been found by its name
+    assert steps["the rest"] < 0.5 * sum(steps.values())
