@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from hyspark_nnunet.checkpoints.description import describe_network
-from hyspark_nnunet.datasets.preprocessed import preprocessed_folder
+from hyspark_nnunet.datasets.preprocessed import plans_in, preprocessed_folder
 from hyspark_nnunet.recipe.recipe import PretrainRecipe, Recipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
@@ -56,9 +56,11 @@ def network_of_dataset(
     folder = preprocessed_folder(dataset)
     plans_file = folder / f"{plans_name}.json"
     if not plans_file.is_file():
+        others = ", ".join(name for name, _ in plans_in(folder))
         raise FileNotFoundError(
-            f"{plans_file} is missing: run nnUNetv2_plan_and_preprocess -d {dataset} -c {configuration}, or choose "
-            "other plans (-p)"
+            f"{plans_file} is missing: "
+            + (f"choose other plans with -p ({others}), or plan the dataset" if others else "plan the dataset first")
+            + f" (hyspark_nnunet plan_and_preprocess or nnUNetv2_plan_and_preprocess, -d {dataset} -c {configuration})"
         )
     plans = json.loads(plans_file.read_text(encoding="utf-8"))
     dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
