@@ -119,7 +119,7 @@ class TestInspect:
         ("arguments", "message"),
         [
             (("-d", "8"), "no data ?set in .* is called Dataset008_.*plan and preprocess"),
-            (("-d", "7", "-p", "other"), "other.json is missing: choose other plans with -p (nnUNetPlans"),
+            (("-d", "7", "-p", "other"), "other.json is missing: choose other plans with -p \\(nnUNetPlans"),
             (("-d", "7", "-c", "3d_lowres"), "has no configuration 3d_lowres: choose one of 3d_fullres"),
         ],
     )
