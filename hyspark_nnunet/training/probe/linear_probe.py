@@ -50,7 +50,8 @@ def divided(training: Sequence[str], held_out: Sequence[str], count: int) -> tup
         held_out: its validation cases; with fold "all" they equal the training cases, which are then divided.
         count: of each.
     """
-    rest = [key for key in training if key not in set(held_out)]
+    scored = set(held_out)
+    rest = [key for key in training if key not in scored]
     first, second = (rest, list(held_out)) if rest else (sorted(training)[::2], sorted(training)[1::2])
     return [_spread(keys, count) for keys in (first, second)]  # type: ignore[return-value]
 
