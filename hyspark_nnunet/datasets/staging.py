@@ -57,7 +57,7 @@ def new_building_folder(parent: Path, prefix: str) -> Path:
     prefix = f"{prefix}-{socket.gethostname()}-"
     for folder in parent.glob(f"{prefix}*"):
         process = folder.name.removeprefix(prefix)
-        if process.isdigit() and not _alive(int(process)):
+        if process.isdigit() and not process_runs(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
     building = parent / f"{prefix}{os.getpid()}"
     building.mkdir()
@@ -92,7 +92,8 @@ def _restore(target: Path) -> None:
             os.rename(replaced, target)
 
 
-def _alive(process: int) -> bool:
+def process_runs(process: int) -> bool:
+    """Whether this machine has a process of this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -14,6 +14,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.datasets.staging import process_runs
 from hyspark_nnunet.preprocessing.records import RecordedFolder, raw_files
 
 ABANDONED_AFTER = 24 * 3600  # seconds
@@ -84,18 +85,8 @@ def remove_abandoned(writing: Path) -> None:
             old = time.time() - folder.stat().st_mtime > ABANDONED_AFTER
         except FileNotFoundError:
             continue
-        if old or (host == socket.gethostname() and rest.isdecimal() and not _runs(int(rest))):
+        if old or (host == socket.gethostname() and rest.isdecimal() and not process_runs(int(rest))):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 @functools.lru_cache(maxsize=4)
