@@ -20,6 +20,7 @@ from hyspark_nnunet.datasets.itk_errors import reason
 NOT_DICOM = "not DICOM"
 MARK = b"DICM"  # at byte 128
 NO_SCANS = ("SEG", "RTDOSE", "RTSTRUCT", "PR", "KO", "SR", "DOC")  # modalities of what is made from scans
+COUNTS = ("NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "Rows", "Columns")
 IDENTITY = ("SOPClassUID", "SeriesInstanceUID", "Modality", "Rows")
 DEFERRED = 4096  # bytes: longer values stay on the disk
 GAP_TOLERANCE = 0.1  # of the usual distance of slices
@@ -46,7 +47,7 @@ class Frame(NamedTuple):
         orientation: direction cosines of a row and of a column (6).
         spacing: between rows, between columns, mm.
         rescale: slope and intercept.
-        thickness: mm; of use for a single slice only.
+        thickness: mm; of use for a single slice only; NaN if the file has no valid number.
     """
 
     file: str
@@ -133,6 +134,8 @@ def _distance_of_slices(frames: Sequence[Frame], normal: npt.NDArray[np.float64]
         ValueError: the frames are not one stack of equally distant slices.
     """
     if len(frames) == 1:
+        if not math.isfinite(frames[0].thickness):
+            raise ValueError(f"{frames[0].file} has no valid SliceThickness: {CONVERT}, or --exclude it")
         return frames[0].thickness
     folder = os.path.dirname(frames[0].file)
     places = np.array([frame.position for frame in frames])
@@ -165,7 +168,7 @@ def _distance_of_slices(frames: Sequence[Frame], normal: npt.NDArray[np.float64]
 def _frames(file: str) -> list[Frame]:
     try:
         header = _read(file)
-        n = int(header.get("NumberOfFrames") or 1)
+        n, *_ = [_count(header, name) for name in COUNTS]
     except Exception as error:  # pydicom raises many kinds on damaged files
         raise ValueError(f"{file} is damaged: {error or type(error).__name__}; copy it again") from error
     _refuse_unusable(file, header, n)
@@ -177,6 +180,14 @@ def _frames(file: str) -> list[Frame]:
             "projection) are not a volume; --exclude it, or convert it to .nii.gz with a program that knows the scanner"
         )
     return [_frame(file, i, [*own[i : i + 1], *shared, header]) for i in range(n)]
+
+
+def _count(header: Dataset, name: str) -> int:
+    """A whole number of the header; 1 if it is missing."""
+    value = header.get(name) or 1
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value}")
+    return value
 
 
 def _refuse_unusable(file: str, header: Dataset, n_frames: int) -> None:
@@ -218,6 +229,14 @@ def _frame(file: str, index: int, sources: Sequence[Dataset]) -> Frame:
             raise ValueError(f"{file} has no {what} for its slice ({name}): {CONVERT}, or --exclude it")
         return found
 
+    def number(group: str, name: str, missing: float) -> float:
+        """NaN if the file has no valid number."""
+        try:
+            value = find(group, name)
+            return missing if value is None else float(value)
+        except (TypeError, ValueError):
+            return math.nan
+
     position = numbers("PlanePositionSequence", "ImagePositionPatient", 3, "position")
     orientation = numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6, "orientation")
     spacing = numbers("PixelMeasuresSequence", "PixelSpacing", 2, "spacing")
@@ -227,8 +246,11 @@ def _frame(file: str, index: int, sources: Sequence[Dataset]) -> Frame:
             f"{file} has the orientation {orientation.tolist()} and the spacing {spacing.tolist()}: no perpendicular "
             f"unit vectors and positive numbers; {CONVERT}, or --exclude it"
         )
-    slope, intercept = (find("PixelValueTransformationSequence", name) for name in ("RescaleSlope", "RescaleIntercept"))
-    thickness = find("PixelMeasuresSequence", "SliceThickness")
+    slope = number("PixelValueTransformationSequence", "RescaleSlope", 1.0)
+    intercept = number("PixelValueTransformationSequence", "RescaleIntercept", 0.0)
+    thickness = number("PixelMeasuresSequence", "SliceThickness", 1.0)
+    if not math.isfinite(slope + intercept):
+        raise ValueError(f"{file} has no valid RescaleSlope or RescaleIntercept: {CONVERT}, or --exclude it")
     return Frame(
         file,
         index,
@@ -236,8 +258,8 @@ def _frame(file: str, index: int, sources: Sequence[Dataset]) -> Frame:
         position,
         orientation,
         (float(spacing[0]), float(spacing[1])),
-        (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
-        float(thickness or 1.0) if float(thickness or 1.0) > 0 else 1.0,
+        (slope, intercept),
+        1.0 if thickness <= 0 else thickness,
     )
 
 

@@ -85,6 +85,12 @@ def other_size() -> list[Dataset]:
         (change(3, ImageOrientationPatient=[1, 0, 0, 0, 2, 0]), "no perpendicular unit vectors"),
         (change(1, SamplesPerPixel=3), "1.dcm is a colour image"),
         (change(1, PixelData=b"\0" * 20), "1.dcm is truncated: 20 bytes of voxels instead of 48"),
+        # one odd header must not end a run over thousands of series with a TypeError
+        (change(1, RescaleSlope=[1, 2]), "1.dcm has no valid RescaleSlope"),
+        (change(1, RescaleIntercept=float("nan")), "1.dcm has no valid RescaleSlope or RescaleIntercept"),
+        (change(1, NumberOfFrames=-1), "1.dcm is damaged: NumberOfFrames is -1"),
+        (change(1, SamplesPerPixel=[1, 1]), r"1.dcm is damaged: SamplesPerPixel is \[1, 1\]"),
+        (change(1, Rows=[4, 4]), "1.dcm is damaged: Rows is"),
         (change(1, ModalityLUTSequence=[Dataset()]), "1.dcm stores its values by a table"),
         (lambda: without("PixelSpacing"), "2.dcm has no spacing for its slice"),
         (lambda: without("ImagePositionPatient"), "2.dcm has no position for its slice"),
@@ -98,3 +104,10 @@ def other_size() -> list[Dataset]:
 def test_what_is_no_volume_is_refused(tmp_path: Path, make: Callable[[], list[Dataset]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(tmp_path, make())
+
+
+def test_the_thickness_matters_for_a_single_slice_alone(tmp_path: Path) -> None:
+    datasets = slices(STORED, SliceThickness=[3, 3])
+    assert read(tmp_path, datasets).GetSpacing()[2] == 3
+    with pytest.raises(ValueError, match=r"0.dcm has no valid SliceThickness"):
+        read(tmp_path, datasets[:1])
