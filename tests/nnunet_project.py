@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.forked_commands import Order, server
 
 PRETRAINER, FINETUNER = "HySparKPretrainTrainer", "HySparKFinetuneTrainer"
 TINY_RECIPE = {
@@ -46,6 +49,9 @@ class Project:
     def run(self, *command: str, ok: bool = True, **variables: str) -> str:
         """Runs a command of the running environment; returns what it printed.
 
+        In a process that is forked from one that has imported nnU-Net; with PYTHONPATH, which counts when modules are
+        imported, in one that starts anew.
+
         Args:
             command: name and arguments.
             ok: whether it must succeed; False: it must fail.
@@ -53,20 +59,20 @@ class Project:
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("HYSPARK_")}
         environment = {**inherited, **self.variables(), **TINY_RECIPE, **variables}
-        program = Path(sys.executable).with_name(command[0])
-        done = subprocess.run(
-            [str(program), *command[1:]],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            encoding="utf-8",
-            errors="replace",
-            timeout=900,
-            check=False,
-        )
-        assert (done.returncode == 0) == ok, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}"
-        return done.stdout
+        arguments = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+        with tempfile.NamedTemporaryFile() as output:
+            if "PYTHONPATH" in variables:
+                null = subprocess.DEVNULL
+                done = subprocess.run(
+                    arguments, env=environment, stdout=output, stderr=output, stdin=null, timeout=900, check=False
+                )
+                returncode = done.returncode
+            else:
+                server().start(Order(arguments, environment, output.name))
+                returncode = server().wait()
+            printed = Path(output.name).read_text("utf-8", errors="replace")
+        assert (returncode == 0) == ok, f"{' '.join(command)} ended with {returncode}:\n{printed[-6000:]}"
+        return printed
 
     def plan_and_preprocess(self, *dataset_ids: int, configuration: str = "3d_fullres") -> None:
         ids = [str(i) for i in dataset_ids]

@@ -99,7 +99,7 @@ def test_the_recipe_in_force_is_saved_and_printed(pretrained: Path) -> None:
 
 def test_the_log_says_what_the_loss_is_to_be_compared_with(pretrained: Path) -> None:
     log = next(pretrained.glob("training_log_*.txt")).read_text()
-    (found,) = re.findall(r"predicting every hidden block's mean gives a loss of ([\d.]+) *$", log, re.MULTILINE)
+    (found,) = re.findall(r"predicting the mean of every hidden block gives a loss of ([\d.]+) *$", log, re.MULTILINE)
     assert 0.5 < float(found) <= 1
 
 

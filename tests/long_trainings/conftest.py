@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from hyspark_nnunet.demo.synthetic_data import write_dataset
+from tests.forked_commands import Order, server
 from tests.nnunet_project import TINY_RECIPE, Project
 
 HERE = Path(__file__).parent
@@ -53,7 +51,6 @@ class Commands:
     """nnUNetv2_train in the project, in processes forked from one that has imported everything."""
 
     project: Project
-    server: subprocess.Popen
     count: int = field(default=0)
 
     def environment(self, results: Path, record: Path, **variables: str) -> dict[str, str]:
@@ -74,15 +71,19 @@ class Commands:
         results.mkdir(parents=True, exist_ok=True)
         record, output = results / "record", results / f"printed_{self.count}.txt"
         argv = ["nnUNetv2_train", "6", "3d_fullres", "0", "-tr", trainer, "-device", "cpu", *more]
-        order = {"argv": argv, "environment": self.environment(results, record, **variables), "output": str(output)}
-        if file_limit is not None:
-            order["file_limit"] = file_limit
-        print(json.dumps(order), file=self.server.stdin, flush=True)
-        answer = json.loads(self.server.stdout.readline())
-        return Run(results, record, output, answer["process"])
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HYSPARK_")}
+        order = Order(
+            argv,
+            inherited | self.environment(results, record, **variables),
+            str(output),
+            line_buffering=True,
+            forked_workers=False,  # the processes of a training are counted
+            file_limit=file_limit,
+        )
+        return Run(results, record, output, server().start(order))
 
     def wait(self, run: Run) -> Run:
-        run.returncode = json.loads(self.server.stdout.readline())["returncode"]
+        run.returncode = server().wait()
         return run
 
     def train(self, trainer: str, results: Path, *more: str, returncode: int = 0, **settings) -> Run:
@@ -92,25 +93,12 @@ class Commands:
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
     project = Project(tmp_path_factory.mktemp("long_trainings"))
     project.make_folders()
     write_dataset(project.raw, 6, "SyntheticOrgans", n_train=5, seed=1, shape=(32, 32, 32))
     project.plan_and_preprocess(6)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "forked_commands.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    yield Commands(project, server)
-    server.stdin.close()
-    try:
-        server.wait(timeout=60)
-    finally:
-        server.kill()
+    return Commands(project)
 
 
 def preprocessed_copy(commands: Commands, to: Path) -> Path:
