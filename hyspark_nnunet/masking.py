@@ -25,7 +25,7 @@ def mask_grid(patch_size: Sequence[int], unit: Sequence[int]) -> tuple[int, ...]
     """Number of mask units per axis of a patch.
 
     Raises:
-        ValueError: the patch is not a whole number of mask units.
+        ValueError: the mask unit does not divide the patch.
     """
     if len(patch_size) != len(unit):
         raise ValueError(
@@ -73,7 +73,7 @@ def sample_visible(
     device: torch.device | str | None = None,
     block: int = 1,
 ) -> Tensor:
-    """Draws a mask: in each sample a uniformly random choice of units stays visible, in each equally many.
+    """Draws a mask: in each sample, the same number of units, chosen uniformly at random, stays visible.
 
     Args:
         batch_size: number of samples B.
@@ -81,8 +81,8 @@ def sample_visible(
         mask_ratio: share of the units that is hidden.
         generator: source of randomness; its device must be ``device``.
         device: where the mask is made; None: the generator's device, or the CPU.
-        block: units per axis that are kept or hidden together; of one block of a sample a part may stay visible, so
-            that the number of visible units is what the ratio says.
+        block: units per axis that are kept or hidden together. In each sample, one block may be visible in part, so
+            that the number of visible units matches the ratio.
 
     Returns:
         BoolTensor (B, 1, *grid), True = visible.
@@ -93,7 +93,7 @@ def sample_visible(
     visible_units = num_visible_units(grid, mask_ratio)
     if device is None and generator is not None:
         device = generator.device
-    # units of a block draw one number, and those that share it stay in their order
+    # all units of a block share one random number; the stable sort keeps their order
     coarse = [-(-size // block) for size in grid]
     draws = torch.rand(batch_size, 1, *coarse, generator=generator, device=device)
     draws = view_at(draws, [block] * len(coarse))[(..., *(slice(size) for size in grid))]
@@ -107,7 +107,7 @@ def view_at(visible: Tensor, block: Sequence[int]) -> Tensor:
 
     Args:
         visible: BoolTensor (B, 1, *grid), or any other tensor of values per unit.
-        block: voxels per unit and axis at the wanted stage.
+        block: voxels per unit and axis on the finer grid.
 
     Returns:
         (B, 1, *(grid * block)).

@@ -1,7 +1,7 @@
 """What a wheel and a source distribution hold, and whether they work: ``python -m tests.distributions dist``.
 
-``make dist`` runs it. Each distribution is installed into a fresh environment, to which the packages of the running one
-are lent: nothing is downloaded a second time.
+``make dist`` runs it. Each distribution is installed into a fresh environment that also sees the packages of the
+running one, so that nothing is downloaded again.
 """
 
 import sys
@@ -27,7 +27,7 @@ VERSION = "import hyspark_nnunet; print(hyspark_nnunet.__version__, hyspark_nnun
 
 
 def sources(names: tuple[str, ...]) -> set[str]:
-    """The files of the repository below these names, as paths from its root; without what Python leaves behind."""
+    """The files of the repository below these names, as paths from its root; without compiled files."""
     found = {file for name in names for file in (ROOT / name, *(ROOT / name).rglob("*")) if file.is_file()}
     return {str(file.relative_to(ROOT)) for file in found if "__pycache__" not in file.parts}
 
@@ -41,7 +41,7 @@ def missing_in_wheel(wheel: Path) -> set[str]:
 
 
 def surplus_in_wheel(wheel: Path) -> set[str]:
-    """Files of a wheel that would land among other people's packages."""
+    """Files of a wheel outside this project's packages."""
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
     return tops - {*PACKAGES, STARTUP_FILE, f"hyspark_nnunet-{__version__}.dist-info"}
@@ -55,14 +55,14 @@ def missing_in_sdist(sdist: Path) -> set[str]:
 
 
 def try_out(distribution: Path, folder: Path) -> None:
-    """Installs a distribution, and asks it, its command and nnU-Net.
+    """Installs a distribution, then runs its command and nnU-Net's search for trainers.
 
     Raises:
-        AssertionError: something is not as it should be; says what.
+        AssertionError: the version, a file, a trainer or ``doctor`` is wrong; says which.
     """
     made = Installation(folder / "venv")
     made.show_dependencies()
-    # a source distribution is built by the setuptools that is lent
+    # a source distribution is built by the setuptools of the running environment
     made.pip("install", "--no-deps", "--no-index", "--no-build-isolation", distribution)
     home = made.site_packages.resolve()
     version, module = made.python_runs(VERSION).split(" ", 1)
@@ -76,11 +76,11 @@ def try_out(distribution: Path, folder: Path) -> None:
         Path(path).mkdir()
     doctor = run(made.python.with_name("hyspark_nnunet"), "doctor", "--device", "cpu", **variables)
     assert "ok    trainers: " in doctor and "FAIL" not in doctor, doctor
-    print(f"{distribution.name}: {version}, found by nnU-Net, doctor content\n{doctor}")
+    print(f"{distribution.name}: {version}, found by nnU-Net, doctor passes\n{doctor}")
 
 
 def main(folder: Path) -> None:
-    """Looks into the one wheel and the one source distribution of a folder, and tries them."""
+    """Checks the content of the wheel and the source distribution in a folder, and installs them."""
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     wrong = {
         "missing in the wheel": missing_in_wheel(wheel),

@@ -1,4 +1,4 @@
-"""Real installations in fresh venvs, for tests that must not see what the running environment has."""
+"""Real installations in fresh venvs, for tests that must not see the packages of the running environment."""
 
 import os
 import shutil
@@ -31,13 +31,13 @@ VARIABLE = "nnUNet_extTrainer"
 
 
 def run(*words: str | Path, **environment: str) -> str:
-    """Output of a command, run away from the repository and without what this process inherited."""
+    """Output of a command, run outside the repository and without this process's variables for Python and nnU-Net."""
     clean = {key: value for key, value in os.environ.items() if key not in (VARIABLE, "PYTHONPATH")}
     done = subprocess.run(
         [str(word) for word in words], env=clean | environment, cwd="/", capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Error processing line" not in done.stderr  # what Python says of a broken start-up line
+    assert "Error processing line" not in done.stderr  # Python's message about a broken start-up file
     return done.stdout.strip()
 
 
@@ -53,11 +53,11 @@ class Installation:
         self.files_before = self.files()
 
     def show_dependencies(self) -> None:
-        """Lends it the packages of the running environment, but not this package where it is installed editable there.
+        """Makes the packages of the running environment visible, except this package if it is installed editable there.
 
-        A path in a ``.pth`` file is searched, and the ``.pth`` files in it are not read.
+        Python searches a path that a ``.pth`` file names, but does not read the ``.pth`` files in it.
         """
-        (self.site_packages / "lent.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        (self.site_packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
 
     def pip(self, *words: str | Path, **environment: str) -> str:
         return run(sys.executable, "-m", "pip", "--python", self.python, *words, **environment)
@@ -70,13 +70,13 @@ class Installation:
         return sorted(str(path) for path in self.python.parents[1].rglob("*"))
 
     def folders(self, **environment: str) -> list[str]:
-        """What nnU-Net would search."""
+        """Folders that nnU-Net would search for trainers."""
         value = run(self.python, "-c", f"import os; print(os.environ.get({VARIABLE!r}, ''))", **environment)
         return value.split(os.pathsep) if value else []
 
 
 def copy_sources(folder: Path) -> Path:
-    """A copy of what is packaged: building leaves files behind."""
+    """A copy of the packaged files, because building leaves files behind."""
     folder.mkdir()
     for name in (*PACKAGES, *AROUND):
         if (ROOT / name).is_dir():

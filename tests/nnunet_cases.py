@@ -21,7 +21,7 @@ def write_balls(
     n_test: int = 1,
     **more: Any,
 ) -> Path:
-    """A dataset: label 1 is a shell, 2 the ball in it; 3, where there is an ignore label, what nobody annotated.
+    """A dataset: label 1 is a shell, 2 the ball in it, 3 (the ignore label, if there is one) is not annotated.
 
     Args:
         raw: folder of raw datasets.

@@ -519,14 +519,14 @@ class TestReport:
             for labels in LABELS if arm in ARMS else LABELS[:1]:
                 for seed in (0, 1):
                     self.keep(work, f"{arm}_{labels}_{seed}", self.record(arm, labels, seed))
-        made_with = {key: "?" for key in ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")}
+        provenance = {key: "?" for key in ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")}
         curve = [
             {"train_loss": 1.2, "val_loss": 1.1, "probe": None},
             {"train_loss": 0.9, "val_loss": 0.8, "probe": 0.5},
         ]
         pretraining = {"pretraining": "reference", "epochs": 2, "steps": 100, "seconds": 9, "recipe": {}, "log": ["x"]}
         reached = {"reconstruction_loss": 0.75, "probe_before": 0.4, "weights": "1234"}
-        self.keep(work, REFERENCE.run, {**pretraining, **made_with, "curve": curve, **reached})
+        self.keep(work, REFERENCE.run, {**pretraining, **provenance, "curve": curve, **reached})
         for file in (work.prepared_file, work.settings_file):
             file.write_text("{}")
         collect(work, tmp_path / "results")
@@ -648,7 +648,7 @@ class TestReport:
         assert (
             "| 5 labels, 112 steps: trained half as long, no worse than scratch trained in full | -1.0 | no |" in goal
         )
-        assert "| abc | 0 | 2 | a machine, 1 threads | 18 |" in TABLES["made_with"](results)
+        assert "| abc | 0 | 2 | a machine, 1 threads | 18 |" in TABLES["provenance"](results)
 
     def test_one_seed_of_longer_trainings(
         self, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,7 @@ from benchmarks.few_labels.results import Results, Row
 from benchmarks.few_labels.work import Work
 from benchmarks.measuring import write_csv
 
-MADE_WITH = ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")
+PROVENANCE = ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")
 # what names a run in each file: rows of a run are replaced together
 RUN_COLUMNS = ("arm", "labels", "seed", "pretraining")
 STARTS, TRAINED = "starts from", "trained by"
@@ -65,7 +65,7 @@ def collect(work: Work, to: Path) -> None:
                 "probe before": _or_empty(record["probe_before"]),
                 "last probe": _or_empty(record["curve"][-1]["probe"]),
                 "seconds": record["seconds"],
-                **{key: record[key] for key in MADE_WITH},
+                **{key: record[key] for key in PROVENANCE},
                 "weights": record["weights"],
             }
             for record in pretrainings
@@ -172,7 +172,7 @@ def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
         **{f"dice_{label}": f"{mean:.5f}" for label, mean in means.items()},
         "steps": run["steps"],
         "seconds": run["seconds"],
-        **{key: run[key] for key in MADE_WITH},
+        **{key: run[key] for key in PROVENANCE},
         STARTS: run["starts_from"],
         TRAINED: _digest(_recipe(run)) if "peak_rates" in run else "",
     }

@@ -34,21 +34,21 @@ DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "results_appen
 IMAGES = ROOT / "docs" / "images"
 PLOT, PRETRAINING_PLOT = IMAGES / "few_labels.png", IMAGES / "few_labels_pretraining.png"
 MARKER = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-# fine-tunings that differ in the rates of the encoder's layers and in their length
+# fine-tunings that differ in the learning rates of the encoder's layers and in their length
 OF_LAYERS = re.compile(rf"({HALF_THE_STEPS}|({HALF_THE_STEPS}_)?layer_decay_[\d.]+)")
 NOT_RUN = "*Not run yet.*\n"
 NAMES = {"pretrained": "pre-trained", "scratch": "from scratch", "stock": "stock nnU-Net"}
 COLOURS = {"pretrained": "tab:blue", "scratch": "tab:orange", "stock": "0.5"}
 
-# with pre-training and from scratch, for each length of fine-tuning; the benchmark's own first
+# pre-trained and from scratch, for each length of fine-tuning; the benchmark's default length first
 Pair = tuple[str, str]
 OWN_LENGTH: Pair = ("pretrained", "scratch")
 HALF, TWICE, THREE_TIMES = ((name, name + SCRATCH) for name in (HALF_THE_STEPS, TWICE_THE_STEPS, THREE_TIMES_THE_STEPS))
 LENGTHS: Sequence[Pair] = (OWN_LENGTH, HALF, TWICE, THREE_TIMES)
-# lengths that the goal is looked at in, with what is trained half as long
+# lengths for which the goal is checked, each with the pair that trains half as long
 GOAL_AT: Mapping[Pair, Pair | None] = {OWN_LENGTH: HALF, TWICE: OWN_LENGTH, THREE_TIMES: None}
 
-# the goal of the benchmark, in Dice points and parts of the steps
+# the goal of the benchmark, in Dice points and shares of the steps
 GAIN, GAIN_AT = 2.0, (5, 10)
 NO_LOSS_AT = 20
 STEPS = 0.5
@@ -66,7 +66,7 @@ def with_results(text: str, results: Results) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; where there are no rows, that nothing was run."""
+    """A Markdown table, or ``NOT_RUN`` if there are no rows."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" if rows else NOT_RUN
 
@@ -86,7 +86,7 @@ def dice_table(results: Results) -> str:
 
 
 def seed_table(results: Results) -> str:
-    """Every training of the arms, by seed: what the means are made of."""
+    """The Dice of every seed, from which the means are computed."""
     rows = []
     for labels in LABELS:
         found = {arm: results.seeds(labels, arm) for arm in ARMS}
@@ -112,13 +112,13 @@ def difference_table(results: Results) -> str:
 
 
 def steps_table(results: Results) -> str:
-    """When the pre-trained arm is where scratch ends, and whether scratch has come to rest."""
+    """How soon the pre-trained arm reaches scratch's final Dice, and whether scratch has reached its plateau."""
     rows = []
     for labels, steps, pair, seeds in _by_length(results, LENGTHS):
         shares = [f"{share:.0%}" if np.isfinite(share) else "never" for share in _shares(results, labels, seeds, pair)]
         rise = _scratch_rise(results, labels, seeds, pair)
-        rests = ["-", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
-        rows.append([str(labels), str(steps), ", ".join(shares), *rests])
+        plateau = ["-", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
+        rows.append([str(labels), str(steps), ", ".join(shares), *plateau])
     columns = [
         "labelled",
         "steps",
@@ -136,9 +136,9 @@ def goal_table(results: Results) -> str:
         where = f"{labels} labels, {steps} steps"
         found = _difference(results, labels, *pair, seeds)
         if labels in GAIN_AT:
-            rests = _scratch_rise(results, labels, seeds, pair) < PLATEAU
+            plateau = _scratch_rise(results, labels, seeds, pair) < PLATEAU
             met = found.mean >= GAIN
-            verdict = "no" if not met else "yes" if rests else "not decided: scratch is not at its plateau"
+            verdict = "no" if not met else "yes" if plateau else "not decided: scratch is not at its plateau"
             rows.append(
                 [f"{where}: {GAIN:+.1f} points or more", f"{found.mean:+.1f}{_of_all(results, labels, seeds)}", verdict]
             )
@@ -165,7 +165,7 @@ def goal_table(results: Results) -> str:
 
 
 def lengths_table(results: Results) -> str:
-    """What pre-training gives where fine-tuning is shorter or longer."""
+    """The gain from pre-training for shorter and longer fine-tuning."""
     rows = []
     for labels, steps, pair, seeds in _by_length(results, LENGTHS):
         dice = [results.dice(arm, labels, seeds) for arm in pair]
@@ -184,7 +184,7 @@ def pretraining_table(results: Results) -> str:
 
 
 def ablation_table(results: Results) -> str:
-    """Each ablation against what differs from it in one thing, on the same seeds and cases."""
+    """Each ablation compared with the training that differs in one setting, on the same seeds and cases."""
     rows = []
     for name, labels in results.ablations():
         seeds = results.seeds(labels, name)
@@ -198,7 +198,7 @@ def ablation_table(results: Results) -> str:
 
 
 def changes_table(results: Results) -> str:
-    """How far each layer of the encoder moves, where the layers' rates are all that differs."""
+    """How far each encoder layer moves in fine-tunings that differ only in the layers' learning rates."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in results.rows("changes"):
         if int(row["labels"]) == LABELS[0] and (row["arm"] == "pretrained" or OF_LAYERS.fullmatch(row["arm"])):
@@ -211,8 +211,8 @@ def changes_table(results: Results) -> str:
     return markdown(["fine-tuning", "seeds", *layers], rows)
 
 
-def made_with(results: Results) -> str:
-    """Where the numbers come from."""
+def provenance(results: Results) -> str:
+    """Commits, versions and machines of the runs."""
     rows = results.rows("runs")
     columns = ["commit", "hyspark_nnunet", "nnunetv2", "machine"]
     counted = dict.fromkeys(tuple(row[column] for column in columns) for row in rows)
@@ -232,12 +232,12 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "pretraining": pretraining_table,
     "ablations": ablation_table,
     "changes": changes_table,
-    "made_with": made_with,
+    "provenance": provenance,
 }
 
 
 def _by_length(results: Results, pairs: Sequence[Pair]) -> list[tuple[int, int, Pair, list[int]]]:
-    """Number of labels, steps, arms and the seeds that are finished in both; sorted."""
+    """Number of labels, steps, arms, and the seeds that both arms have finished; sorted."""
     found = [(labels, pair, results.seeds(labels, *pair)) for labels in LABELS for pair in pairs]
     return sorted(
         (labels, results.curve(pair[0], labels, seeds[0])[0][-1], pair, seeds) for labels, pair, seeds in found if seeds
@@ -245,7 +245,7 @@ def _by_length(results: Results, pairs: Sequence[Pair]) -> list[tuple[int, int, 
 
 
 def _of_all(results: Results, labels: int, seeds: Sequence[int]) -> str:
-    """How many seeds these are, where the benchmark has more."""
+    """The number of these seeds, if the benchmark has more."""
     everything = results.seeds(labels, *OWN_LENGTH)
     return "" if len(seeds) >= len(everything) else f" ({len(seeds)} of {len(everything)} seeds)"
 
@@ -255,7 +255,7 @@ def _difference(results: Results, labels: int, first: str, second: str, seeds: S
 
 
 def _shares(results: Results, labels: int, seeds: Sequence[int], pair: Pair) -> list[float]:
-    """Per seed, the part of the steps after which the pre-trained arm is where scratch ends."""
+    """Per seed, the share of the steps after which the pre-trained arm reaches scratch's final Dice."""
     curves = [[results.curve(arm, labels, seed)[1] for arm in pair] for seed in seeds]
     return [share_to_reach(pretrained, smoothed(scratch)[-1]) for pretrained, scratch in curves]
 
@@ -290,7 +290,7 @@ def plot(results: Results, path: Path) -> None:
         axis.set_xlabel("steps")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("Dice of validation patches, points")
-    # arms that are not finished at some number of labels are named, too
+    # also names arms that are not finished for some number of labels
     named = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     axes[0][-1].legend(named.values(), named, fontsize=8, loc="lower right")
     figure.tight_layout()

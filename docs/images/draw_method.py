@@ -1,7 +1,7 @@
 """Draws docs/images/method.svg: pre-training above, fine-tuning below, the same encoder in both.
 
-``python docs/images/draw_method.py`` writes the file; a test compares it with what this module draws. The scan is
-drawn, not taken from a person.
+``python docs/images/draw_method.py`` writes the file; a test compares it with what this module draws. The slice
+is a drawing, not a real scan.
 """
 
 from pathlib import Path
@@ -115,23 +115,23 @@ def draw() -> str:
         arrow((174, upper), (206, upper)),
         blocks(214, upper - 38),
         text(252, TOP + PATCH + 24, "visible blocks", bold=True),
-        text(252, TOP + PATCH + 43, "all that is computed", 13),
+        text(252, TOP + PATCH + 43, "only these are computed", 13),
         arrow((300, upper), (336, upper)),
         stages(346, upper, shrinking, ENCODER, TRANSFORMER),
         text(420, TOP + PATCH + 24, "encoder", bold=True),
         text(420, TOP + PATCH + 43, "MedNeXt stages, then a ViT", 13),
         arrow((500, upper), (536, upper)),
         arrow((417, upper - 40), (417, 62), (590, 62), (590, TOP - 5), dashed=True),
-        text(504, 54, "every stage but the first", 13, GREY),
+        text(504, 54, "all stages except the first", 13, GREY),
         units(546, TOP, VISIBLE, TOKEN),
         text(612, TOP + PATCH + 24, "densify", bold=True),
-        text(612, TOP + PATCH + 43, "tokens where hidden", 13),
+        text(612, TOP + PATCH + 43, "tokens at hidden units", 13),
         arrow((686, upper), (722, upper)),
         arrow((634, TOP - 2), (634, 62), (803, 62), (803, upper - 56), dashed=True),
         text(718, 54, "skips", 13, GREY),
         stages(732, upper, growing, REBUILDING),
         text(792, TOP + PATCH + 24, "decoder", bold=True),
-        text(792, TOP + PATCH + 43, "thrown away afterwards", 13),
+        text(792, TOP + PATCH + 43, "discarded after pre-training", 13),
         arrow((856, upper), (892, upper)),
         scan(902, TOP, blurred=True),
         text(968, TOP + PATCH + 24, "reconstruction", bold=True),
@@ -139,9 +139,9 @@ def draw() -> str:
         text(1142, upper + 2, "squared error of", 14),
         text(1142, upper + 21, "the hidden blocks,", 14),
         text(1142, upper + 40, "each standardised", 14),
-        # what is handed on
+        # the transfer of weights
         arrow((357, 296), (357, BOTTOM - 2)),
-        text(612, 313, "the same class, the same weights: nothing is converted", 15, VISIBLE, bold=True),
+        text(612, 313, "same encoder class and weights, no conversion", 15, VISIBLE, bold=True),
         # fine-tuning
         scan(36, BOTTOM),
         text(102, BOTTOM + PATCH + 24, "patch", bold=True),
@@ -155,7 +155,7 @@ def draw() -> str:
         text(612, BOTTOM - 38, "skips", 13, GREY),
         stages(732, lower, growing, SEGMENTING),
         text(792, BOTTOM + PATCH + 24, "decoder", bold=True),
-        text(792, BOTTOM + PATCH + 43, "of its own, new", 13),
+        text(792, BOTTOM + PATCH + 43, "new, random weights", 13),
         arrow((856, lower), (892, lower)),
         scan(902, BOTTOM),
         f'<use href="#labels" x="902" y="{BOTTOM}" width="{PATCH}" height="{PATCH}"/>',
