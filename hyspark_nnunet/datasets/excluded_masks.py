@@ -1,5 +1,6 @@
 """Masks of voxels that must not count in pre-training, such as blanked faces: finding them, and their label."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def masks_of_cases(folder: Path, cases: Sequence[Case], processes: int) -> dict[
     """The mask file of each case that has one, by case name.
 
     A mask has the path of the scan below its folder, with or without the suffix of the channel and with any ending; or
-    the same file name anywhere, if only one mask is called so.
+    the same file name anywhere, if only one mask and only one scan have this name.
 
     Args:
         folder: of the masks.
@@ -32,16 +33,17 @@ def masks_of_cases(folder: Path, cases: Sequence[Case], processes: int) -> dict[
     by_path = {mask.relative: mask.files[0] for mask in masks if not mask.is_series}
     by_name: dict[str, set[str]] = {}
     for path, file in by_path.items():
-        by_name.setdefault(path.rpartition("/")[2], set()).add(file)
+        by_name.setdefault(_last(path), set()).add(file)
+    names_of = {case.name: _names(case) for case in cases}
+    called = Counter(name for names in names_of.values() for name in {_last(name) for name in names})
     found = {}
     for case in cases:
-        relative = case.scans[0].relative
-        match = SUFFIX.fullmatch(relative)
-        names = [relative, *([match[1]] if match else []), case.name]
+        names = names_of[case.name]
         files = [by_path[name] for name in names if name in by_path]
-        for name in names if not files else []:
-            same = by_name.get(name.rpartition("/")[2], set())
-            files += same if len(same) == 1 else []
+        for name in map(_last, names if not files else []):
+            same = by_name.get(name, set())
+            # p1/ct must not take the mask p2/ct because it has none of its own
+            files += same if len(same) == 1 and called[name] == 1 else []
         if files:
             found[case.name] = files[0]
     if not found:
@@ -49,8 +51,22 @@ def masks_of_cases(folder: Path, cases: Sequence[Case], processes: int) -> dict[
             f"none of the {len(by_path)} masks in {folder} is called as a scan, such as {cases[0].scans[0].relative}: "
             "give each the path or the file name of its scan"
         )
-    print(f"{folder}: masks for {len(found)} of {len(cases)} cases")
+    used = set(found.values())
+    unused = sorted(path for path, file in by_path.items() if file not in used)
+    others = f"; {len(unused)} masks fit no scan, such as {unused[0]}" if unused else ""
+    print(f"{folder}: masks for {len(found)} of {len(cases)} cases{others}")
     return found
+
+
+def _names(case: Case) -> list[str]:
+    """Paths that a mask of the case may have."""
+    relative = case.scans[0].relative
+    match = SUFFIX.fullmatch(relative)
+    return [relative, *([match[1]] if match else []), case.name]
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def with_ignored(label: sitk.Image, mask_file: str) -> sitk.Image:

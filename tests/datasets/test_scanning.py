@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hyspark_nnunet.datasets.case_names import unique_names, usable_name
+from hyspark_nnunet.datasets.excluded_masks import masks_of_cases
 from hyspark_nnunet.datasets.grouping import cases_by_folder, cases_by_suffix
 from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text, spread_text
 from tests.datasets.dicom_files import header as pydicom_header
@@ -132,3 +133,13 @@ def test_folders_are_channels() -> None:
     assert grouped.incomplete == {"p3": "channel T1 is missing", "sub__p2": "channel T2 is missing"}
     with pytest.raises(ValueError, match="channel T1 has two scans for one case"):
         cases_by_folder({"T1": [scan("p"), scan("p", ".mha")], "T2": []})
+
+
+def test_a_scan_never_takes_the_mask_of_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("p2/ct", "elsewhere/whole", "p4/mr"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    cases = cases_by_suffix([scan("p1/ct"), scan("p2/ct_0000"), scan("p3/whole")], None).cases
+    masks = masks_of_cases(tmp_path, cases, 1)
+    assert masks == {"p2__ct": str(tmp_path / "p2/ct.nii.gz"), "p3__whole": str(tmp_path / "elsewhere/whole.nii.gz")}
+    assert "masks for 2 of 3 cases; 1 masks fit no scan, such as p4/mr" in capsys.readouterr().out
