@@ -59,7 +59,7 @@ class PretrainTrainer(RecipeTrainer):
         self.grid = mask_grid(self.configuration_manager.patch_size, self.unit)
         self.num_visible = num_visible_units(self.grid, self.recipe.mask_ratio)
         self._target_is_clean = self.recipe.intensity_augmentation == OF_INPUT
-        # voxels with it carry no reconstruction loss; None: the data set has none
+        # voxels with it carry no reconstruction loss; None: the dataset has none
         self._ignore_label = self.label_manager.ignore_label if self.label_manager.has_ignore_label else None
         # of the held-out patches, once they are drawn
         self._loss_of_means: float | None = None
@@ -290,7 +290,7 @@ class PretrainTrainer(RecipeTrainer):
         reconstruction_pictures(rows, path, title=f"epoch {epoch}", spacing=self.configuration_manager.spacing)
 
     def _counted_voxels(self, dataset: Any, case: str) -> Tensor | None:
-        """BoolTensor (1, *spatial), False for voxels with the ignore label; None: the data set has none."""
+        """BoolTensor (1, *spatial), False for voxels with the ignore label; None: the dataset has none."""
         if self._ignore_label is None:
             return None
         return torch.from_numpy(np.asarray(dataset.load_case(case)[1][:1])) != self._ignore_label

@@ -54,7 +54,7 @@ class HeldOutPatches:
         rank: of this process; ranks draw different patches and the same masks.
         pin_memory: for copies to a CUDA device.
         mask_block: units per axis that are hidden together.
-        ignore_label: of the data set: its voxels do not count; None: all count, and batches have no "counted".
+        ignore_label: of the dataset: its voxels do not count; None: all count, and batches have no "counted".
 
     Raises:
         ValueError: nearly all patches have voxels that are not finite; names cases.

@@ -32,7 +32,7 @@ def pretraining_transforms(
     Args:
         transforms: of ``nnUNetTrainer.get_training_transforms``.
         intensity_augmentation: of the recipe: "none", "input" or "both".
-        ignore_label: of the data set; its voxels move with the image, so that the loss can leave them out.
+        ignore_label: of the dataset; its voxels move with the image, so that the loss can leave them out.
     """
     parts = transforms.transforms
     needs_labels = any(isinstance(transform, MaskImageTransform) for transform in parts)
@@ -76,7 +76,7 @@ class CountedVoxels(BasicTransform):
 
     Args:
         transforms: for image and segmentation.
-        ignore_label: of the data set.
+        ignore_label: of the dataset.
         needs_labels: they need the segmentation; otherwise only the ignore label is interpolated, which saves the time
             for all others.
     """
