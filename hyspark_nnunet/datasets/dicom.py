@@ -280,10 +280,12 @@ def _pixels(file: str, frames: Sequence[Frame]) -> npt.NDArray[Any]:
     if pixels.shape != (len(frames), *frames[0].size):
         raise ValueError(f"{file}: its image has another size ({pixels.shape}) than its header says; copy it again")
     slope, intercept = frames[0].rescale
-    if all(frame.rescale == frames[0].rescale for frame in frames) or slope == 0:
+    if slope != 0 and all(frame.rescale == frames[0].rescale for frame in frames):
         return pixels
-    # GDCM rescales every frame of a file by the values of the first
-    stored = np.rint((pixels.astype(np.float64) - intercept) / slope)
+    # GDCM rescales every frame of a file by the values of the first, and takes a slope of 0 for 1
+    stored = np.rint((pixels.astype(np.float64) - intercept) / (slope or 1.0))
+    if any(frame.rescale[0] == 0 and one.any() for one, frame in zip(stored, frames, strict=True)):
+        raise ValueError(f"{file} has RescaleSlope 0, which programs read differently: {CONVERT}, or --exclude it")
     return np.stack([one * frame.rescale[0] + frame.rescale[1] for one, frame in zip(stored, frames, strict=True)])
 
 

@@ -88,6 +88,7 @@ def other_size() -> list[Dataset]:
         # one odd header must not end a run over thousands of series with a TypeError
         (change(1, RescaleSlope=[1, 2]), "1.dcm has no valid RescaleSlope"),
         (change(1, RescaleIntercept=float("nan")), "1.dcm has no valid RescaleSlope or RescaleIntercept"),
+        (change(1, RescaleSlope=0, RescaleIntercept=7), "1.dcm has RescaleSlope 0, which programs read differently"),
         (change(1, NumberOfFrames=-1), "1.dcm is damaged: NumberOfFrames is -1"),
         (change(1, SamplesPerPixel=[1, 1]), r"1.dcm is damaged: SamplesPerPixel is \[1, 1\]"),
         (change(1, Rows=[4, 4]), "1.dcm is damaged: Rows is"),
@@ -111,3 +112,11 @@ def test_the_thickness_matters_for_a_single_slice_alone(tmp_path: Path) -> None:
     assert read(tmp_path, datasets).GetSpacing()[2] == 3
     with pytest.raises(ValueError, match=r"0.dcm has no valid SliceThickness"):
         read(tmp_path, datasets[:1])
+
+
+def test_a_slope_of_zero_is_good_for_an_empty_slice(tmp_path: Path) -> None:
+    """Some PET scanners write it there; everywhere else programs disagree on the values."""
+    stored = STORED.copy()
+    stored[1] = 0
+    image = read(tmp_path, slices(stored, "PT", [(2.0, 0.0), (0.0, 0.0), *[(2.0, 0.0)] * 3]))
+    assert np.array_equal(sitk.GetArrayFromImage(image), 2.0 * stored)
