@@ -193,8 +193,8 @@ class VisibleBlocksLayout(DenseLayout):
             return F.linear(field, weight.flatten(1), bias)
         index, channels = self.units.halo_index(self.block, kernel, step), field.shape[-1]
         rows = field.flatten(0, -2)
-        # one row of zeros behind the last: what hidden and outside voxels are read as
-        rows = torch.cat([rows, rows.new_zeros(1, channels)])
+        # what hidden and outside voxels are read as
+        rows = torch.cat([rows, rows.new_zeros(self.units.zero_rows(self.block), channels)])
         result = [b // s for b, s in zip(self.block, step, strict=True)]
         if groups == 1 and prod([n + k - 1 for n, k in zip(result, kernel, strict=True)]) > 2 * prod(result):
             # of small blocks a convolution would compute more halo than block: one matrix product instead

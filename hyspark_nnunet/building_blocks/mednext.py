@@ -42,6 +42,7 @@ class LayoutConvolution(Recomputing):
 
     def forward(self, field: Tensor, layout: DenseLayout) -> Tensor:
         """Field (N, *spatial, C_in) to (N, *spatial, C_out)."""
+        layout.prepare(self.weight.shape[2:])  # before it is recomputed
         return self.light(lambda f: layout.convolve(f, self.weight, self.bias, self.groups), field)
 
 

@@ -116,7 +116,8 @@ class MergedUpsampling(nn.Module):
             correction = from_bias - inner.view(-1, *[1] * len(inside))
             merged_bias = (bias + inner).repeat(self.parities)
         merged = CONVOLUTION[len(inside)](image, merged_weight, merged_bias, padding=self.padding)
-        interleaved = _Interleave.apply(
+        interleave = _InterleaveInOnePass if torch.compiler.is_compiling() else _Interleave
+        interleaved = interleave.apply(
             merged.movedim(1, -1), correction, tuple(image.shape[2:]), self.stride, self.kernel, self.places
         )
         return to_channels_first(interleaved)
@@ -219,6 +220,62 @@ class _Interleave(torch.autograd.Function):
             part = gradient[(slice(None), *region)]
             correction[(slice(None), *index)] = part.sum(dim=list(range(part.ndim - 1)), dtype=exact)
         return merged, correction, None, None, None, None
+
+
+class _InterleaveInOnePass(torch.autograd.Function):
+    """As ``_Interleave``, for the compiler, which turns each write to a part into a pass over the whole.
+
+    Uncompiled, this would hold the result twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        merged: Tensor,
+        correction: Tensor,
+        coarse: tuple[int, ...],
+        stride: tuple[int, ...],
+        kernel: tuple[int, ...],
+        places: list[Any],
+    ) -> Tensor:
+        """As ``_Interleave.forward``."""
+        ctx.geometry = (coarse, stride, kernel, places)
+        ctx.merged_shape, ctx.classes = merged.shape, correction.shape[1:]
+        dims, channels = len(coarse), correction.shape[0]
+        parts = [
+            merged[(slice(None), *read, slice(number * channels, (number + 1) * channels))]
+            for number, (_, read) in enumerate(_slices(coarse, stride, places))
+        ]
+        fields = torch.stack(parts, 1).unflatten(1, stride)  # (B, *stride, *coarse, E)
+        order = [axis for i in range(dims) for axis in (1 + dims + i, 1 + i)]
+        fine = [n * s for n, s in zip(coarse, stride, strict=True)]
+        result = fields.permute(0, *order, 1 + 2 * dims).reshape(len(merged), *fine, channels)
+        middles = _inside(ctx.classes, kernel)
+        classes = []
+        for axis, (n, count, middle) in enumerate(zip(fine, ctx.classes, middles, strict=True)):
+            position = torch.arange(n, device=merged.device)
+            # the first positions have classes of their own, and the last
+            of_axis = position.clamp(max=middle) + (position - (n - count + middle)).clamp(min=0)
+            classes.append(of_axis.view(-1, *[1] * (dims - 1 - axis)))
+        return result + correction.movedim(0, -1)[tuple(classes)].to(result.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        coarse, stride, kernel, places = ctx.geometry
+        parts = []
+        for written, read in _slices(coarse, stride, places):
+            edges = zip(read, ctx.merged_shape[1:-1], strict=True)
+            padding = [n for begin, size in reversed(list(edges)) for n in (begin.start, size - begin.stop)]
+            parts.append(F.pad(gradient[(slice(None), *written)], [0, 0, *padding]))
+        correction = gradient.sum(0, dtype=torch.promote_types(gradient.dtype, torch.float32))
+        middles = _inside(ctx.classes, kernel)
+        for axis, (count, middle) in enumerate(zip(ctx.classes, middles, strict=True)):
+            last = count - 1 - middle
+            first, inner, end = correction.split([middle, correction.shape[axis] - middle - last, last], axis)
+            correction = torch.cat([first, inner.sum(axis, keepdim=True), end], axis)
+        correction[tuple(middles)] = 0  # inside, nothing is corrected
+        return torch.cat(parts, -1), correction.movedim(-1, 0), None, None, None, None
 
 
 def _slices(coarse: Sequence[int], stride: Sequence[int], places: Sequence[Any]) -> list[tuple[Any, Any]]:

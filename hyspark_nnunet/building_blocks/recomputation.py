@@ -42,8 +42,9 @@ class Recomputing(nn.Module):
         if DEPTHS.index(self.recompute) < DEPTHS.index(depth):
             return function(*inputs)
         if torch.compiler.is_compiling():
-            # the compiler chooses the cheap recomputations itself, and applies what changes a buffer once
-            return function(*inputs) if depth == "light" else checkpoint(function, *inputs, use_reentrant=False)
+            # the compiler takes the same choices, and applies what changes a buffer once; left to itself it would keep
+            # halos, GELU and ReLU. Layouts are prepared before: a recomputed function must not change them
+            return checkpoint(function, *inputs, use_reentrant=False)
         return checkpoint(
             function,
             *inputs,

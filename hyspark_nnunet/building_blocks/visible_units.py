@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MOST_ZERO_ROWS = 4096
+
 
 class VisibleUnits:
     """Where the visible mask units of a batch lie, shared by all stages.
@@ -58,11 +60,22 @@ class VisibleUnits:
         return slots.gather(1, self.index[..., None].expand(-1, -1, slots.shape[-1])).flatten(0, 1)
 
     def halo_index(self, block: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-        """See the function ``halo_index``; each is computed once."""
+        """The rows that a convolution reads, for a field with ``zero_rows`` rows of zeros behind its last.
+
+        As the function ``halo_index``, in int32, but hidden voxels are spread over the rows of zeros: on CUDA all their
+        gradients would otherwise be added to one row, one after the other. Each index is computed once.
+        """
         key = (block, kernel, stride)
         if key not in self._halo_indices:
-            self._halo_indices[key] = halo_index(self._neighbours, *key)
+            rows, index = self.num_blocks * prod(block), halo_index(self._neighbours, *key)
+            position = torch.arange(index.numel(), device=index.device).view(index.shape)
+            spread = rows + position.remainder(self.zero_rows(block))
+            self._halo_indices[key] = torch.where(index == rows, spread, index).int()
         return self._halo_indices[key]
+
+    def zero_rows(self, block: Sequence[int]) -> int:
+        """Number of rows of zeros behind a field's last, for what hidden voxels are read as."""
+        return min(MOST_ZERO_ROWS, self.num_blocks * prod(block))
 
     def gather_units(self, units: Tensor) -> Tensor:
         """Visible units (B * V, ...) of all units (B, L, ...)."""

@@ -67,8 +67,8 @@ class DistributedTraining(SavedTraining):
     def _do_i_compile(self) -> bool:
         """nnU-Net's choice, except for networks whose BatchNorm is synchronised between processes.
 
-        torch.compile breaks its graph there. Activations that "light" leaves to the compiler would then be kept, which
-        takes more memory than planned, and torch 2.5 and earlier fail on DDP's graphs with recomputation.
+        torch.compile breaks its graph there, also inside what is recomputed. That takes more memory than planned, and
+        torch 2.5 and earlier fail on DDP's graphs with recomputation.
         """
         compiles = super()._do_i_compile()
         if compiles and world_size() > 1 and self.has_batch_norm:

@@ -1,6 +1,7 @@
 """The two ways through the encoder, on several geometries."""
 
 from functools import partial
+from math import prod
 
 import pytest
 import torch
@@ -159,3 +160,18 @@ def test_mask_of_another_grid(geometry) -> None:
     image, visible = make_batch(geometry, encoder, 2)
     with pytest.raises(ValueError, match="the mask has shape .* needs"):
         encoder(image, visible[:1])
+
+
+def test_gradients_of_hidden_voxels_are_spread() -> None:
+    """On CUDA, gradients that are added to one row wait for each other; hidden voxels are the most of a small block."""
+    generator = torch.Generator().manual_seed(0)
+    units = VisibleUnits(sample_visible(2, (6, 6, 6), 0.75, generator), 54)
+    for block in ((1, 1, 1), (2, 2, 2), (4, 4, 4)):
+        rows = units.num_blocks * prod(block)
+        known = halo_index(units.neighbours(), block, (3, 3, 3))
+        index = units.halo_index(block, (3, 3, 3), (1, 1, 1))
+        hidden = known == rows
+        assert hidden.any() and torch.equal(index[~hidden].long(), known[~hidden])
+        reads = (index[hidden] - rows).bincount(minlength=units.zero_rows(block))
+        assert len(reads) == units.zero_rows(block)
+        assert reads.max() < 3 * known.numel() / len(reads)

@@ -1,7 +1,12 @@
 """The upsampling and the convolution behind it as one convolution."""
 
+import re
+import shutil
+
 import pytest
 import torch
+from torch._inductor import config as inductor
+from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
@@ -11,6 +16,8 @@ from hyspark_nnunet.training.loss import reconstruction_loss
 
 TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 CONVOLUTION = {2: F.conv2d, 3: F.conv3d}
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,12 @@ CONVOLUTION = {2: F.conv2d, 3: F.conv3d}
         ((2, 2), (3, 5), (4, 3)),
     ],
 )
-def test_equals_the_two_layers(stride: tuple, kernel: tuple, spatial: tuple) -> None:
+@pytest.mark.parametrize("compiling", [False, True])
+def test_equals_the_two_layers(
+    stride: tuple, kernel: tuple, spatial: tuple, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the form for the compiler."""
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: compiling)
     dims, generator = len(stride), torch.Generator().manual_seed(0)
 
     def parameter(*shape: int) -> torch.Tensor:
@@ -43,6 +55,30 @@ def test_equals_the_two_layers(stride: tuple, kernel: tuple, spatial: tuple) -> 
         torch.autograd.grad(found, inputs, outside), torch.autograd.grad(expected, inputs, outside), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@needs_compiler
+def test_compiles_to_one_pass() -> None:
+    """Border and parities in the kernel that writes the result, instead of a pass over all of it for each of them."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 16, 6, 6, 6), (16, 16, 2, 2, 2), (16,), (8, 16, 3, 3, 3), (8,)
+    inputs = [torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    outside = torch.randn(2, 8, 12, 12, 12, generator=generator, dtype=torch.float64)
+    merged = MergedUpsampling((2, 2, 2), (3, 3, 3))
+
+    def values(function) -> list[torch.Tensor]:
+        result = function(*inputs)
+        return [result, *torch.autograd.grad(result, inputs, outside)]
+
+    torch._dynamo.reset()
+    with inductor.patch(compile_threads=1, fx_graph_cache=False):
+        found, codes = run_and_get_code(values, torch.compile(merged, fullgraph=True))
+    for a, b in zip(found, values(merged), strict=True):
+        torch.testing.assert_close(a, b, rtol=4e-14, atol=4e-14 * float(b.detach().abs().max()))
+    code = "".join(codes)
+    assert len(code) < 150_000
+    full = re.findall(r"= empty_strided_cpu\(\((?:2, 12, 12, 12, 8|2, 8, 12, 12, 12)\)", code)
+    assert len(full) == 1
 
 
 def test_the_whole_network_is_the_same_either_way(geometry) -> None:
