@@ -1,5 +1,6 @@
 """What the benchmarks compare with is the same network, and they run."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ from benchmarks.step_cases import (
 from hyspark_nnunet.masking import mask_grid
 
 
+@pytest.fixture
+def forked_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each variant still has a process of its own, forked from one that has imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.step_process"])
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
+
+
+@pytest.mark.usefixtures("forked_processes")
 def test_every_variant_of_the_step_agrees() -> None:
     case = HySparKCase(shape=isotropic((32, 32, 32), n_stages=4), preset="S", batch_size=2)
     rows = compare(case, LADDER, rounds=1)
@@ -35,6 +45,7 @@ def test_every_variant_of_the_step_agrees() -> None:
     assert operations[0] == operations[1] > operations[2] > 0
 
 
+@pytest.mark.usefixtures("forked_processes")
 def test_every_variant_of_spark_agrees() -> None:
     case = SparKCase(shape=isotropic((32, 32, 32), n_stages=3), features=(8, 16, 16))
     variants = [*NNUNET_KEPT, *BLOCKS_KEPT]
