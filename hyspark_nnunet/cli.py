@@ -71,9 +71,13 @@ def _add_checkpoint(commands: Any) -> None:
     convert.add_argument("file", metavar="FILE", help=FILE_HELP)
     convert.add_argument("out", metavar="OUT", help="new file")
     convert.add_argument(
-        "--to", dest="kind", required=True, choices=("hyspark-release", "nnunet", "safetensors"), help="format"
+        "--to",
+        dest="kind",
+        required=True,
+        choices=("hyspark-release", "nnunet", "nnunet-weights", "nnssl", "safetensors"),
+        help="format",
     )
-    _add_target(convert, "for nnunet: dataset (number or name) of the checkpoint")
+    _add_target(convert, "for nnunet, nnunet-weights and nnssl: dataset (number or name) whose plan is taken")
     convert.add_argument("-f", dest="fold", default="all", help="for nnunet: fold (default: %(default)s)")
     convert.set_defaults(run=_run_convert)
     publish = actions.add_parser(

@@ -15,8 +15,12 @@ from hyspark_nnunet.architectures.plan_arguments import per_axis
 from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.architectures.unet import HySparKUNet
 from hyspark_nnunet.building_blocks.encoder import HybridEncoder
+from hyspark_nnunet.building_blocks.plan_encoder import PlanEncoder
+from hyspark_nnunet.checkpoints import nnssl
+from hyspark_nnunet.checkpoints.network_plan import network_plan
+from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, required_sizes
 from hyspark_nnunet.checkpoints.report import TransferReport
-from hyspark_nnunet.checkpoints.sizes import decoder_expansions, required_encoder_sizes
+from hyspark_nnunet.checkpoints.sizes import EncoderSizes, decoder_expansions
 from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights
 from hyspark_nnunet.checkpoints.transfer import HEADS, transfer_weights
 
@@ -43,8 +47,8 @@ def load_network(
     Sizes come from the file. Arguments override them, and the weights are adapted as in the trainers.
 
     Args:
-        file: anything that ``-pretrained_weights`` takes: a checkpoint of pre-training or fine-tuning, a file of the
-            HySparK release, ``.pth`` or ``.safetensors``, or ``hf://ORG/NAME[/FILE][@REVISION]``.
+        file: anything that ``-pretrained_weights`` takes: a checkpoint of pre-training or fine-tuning, of nnU-Net or of
+            nnssl, a file of the HySparK release, ``.pth`` or ``.safetensors``, or ``hf://ORG/NAME[/FILE][@REVISION]``.
         num_classes: number of segmentation heads; None: one per label; without labels, the heads of the file.
         input_channels: channels of the image; None: as in the file.
         strides: of the stages, one number or one per axis; None: as the file says, or 2 behind the first stage.
@@ -53,12 +57,13 @@ def load_network(
         labels: names of the heads. Heads are loaded if the file has a label of that name.
         channel_names: names of the image's channels. Each is loaded from the file's channel of that name.
         input_channel_mapping: channel of the file for each channel of the image, for example ``T1=CT, T2=CT``.
-        vit_num_heads: attention heads; None: as the file says, or of size 32.
+        vit_num_heads: attention heads of HySparK's network; None: as the file says, or of size 32.
 
     Returns:
-        a HySparKUNet on the CPU, in training mode. It takes images (B, input_channels, *spatial), each axis of
-        ``spatial`` a multiple of ``network.encoder.unit``, and returns logits (B, num_classes, *spatial).
-        ``network.transfer_report``, a TransferReport, says what was loaded, adapted, left at random and unused.
+        a HySparKUNet, or nnU-Net's own network if the file holds one, on the CPU, in training mode. It takes images
+        (B, input_channels, *spatial), each axis of ``spatial`` a multiple of the product of the strides, and returns
+        logits (B, num_classes, *spatial). ``network.transfer_report``, a TransferReport, says what was loaded, adapted,
+        left at random and unused.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,7 +72,9 @@ def load_network(
     """
     weights = read_weights(file)
     source = _source(weights, file, input_channels, strides, kernel_sizes, channel_names, vit_num_heads)
-    heads = [tensor for name, tensor in weights.state.items() if name.startswith(HEADS)]
+    # under these names, files of nnssl hold the output of their pre-training
+    reconstructs = nnssl.KEY in weights.rest
+    heads = [] if reconstructs else [tensor for name, tensor in weights.state.items() if name.startswith(HEADS)]
     described = dict(weights.description)
     target = source.description
     if num_classes is None and labels is None:
@@ -86,12 +93,7 @@ def load_network(
         num_classes = len(labels)
         target |= {"labels": list(labels), "regions": described.get("regions", False)}
     assert num_classes is not None  # for the type checker
-    network = HySparKUNet(
-        num_classes=num_classes,
-        deep_supervision=deep_supervision,
-        expansion_per_stage_decoder=decoder_expansions(weights.state),
-        **source.arguments,
-    )
+    network = source.segmentation_network(weights, num_classes, deep_supervision)
     _load(network, weights, str(file), described, target, input_channel_mapping, source.notes)
     return network
 
@@ -118,18 +120,17 @@ def load_encoder(
         vit_num_heads: as in ``load_network``.
 
     Returns:
-        a HybridEncoder on the CPU, in training mode. It takes images (B, input_channels, *spatial), each axis a
-        multiple of ``encoder.unit``, and returns a list of features (B, ``encoder.output_channels[i]``, *spatial_i),
-        fine to coarse: ``spatial`` divided by the product of the first i + 1 strides. ``encoder.transfer_report`` is
-        that of ``load_network``; tensors of a decoder are unused.
+        a HybridEncoder, or a PlanEncoder of nnU-Net's own network, on the CPU, in training mode. It takes images (B,
+        input_channels, *spatial), each axis a multiple of ``encoder.unit``, and returns a list of features (B,
+        ``encoder.output_channels[i]``, *spatial_i), fine to coarse: ``spatial`` divided by the product of the first
+        i + 1 strides. ``encoder.transfer_report`` is that of ``load_network``; tensors of a decoder are unused.
 
     Raises:
         FileNotFoundError, ConnectionError, PermissionError, ValueError: see ``load_network``.
     """
     weights = read_weights(file)
     source = _source(weights, file, input_channels, strides, kernel_sizes, channel_names, vit_num_heads)
-    del source.arguments["conv_op"]
-    encoder = HybridEncoder(**source.arguments)
+    encoder = source.encoder(weights)
     whole = nn.Module()
     whole.encoder = encoder  # under the names of a network
     described, target = weights.description, source.description
@@ -185,11 +186,43 @@ def build_network(
 
 
 class _Source(NamedTuple):
-    """The network in a file, with the sizes that were asked for instead of its own."""
+    """The network in a file, with the sizes that were asked for instead of its own.
 
-    arguments: dict[str, Any]  # of the encoder, with conv_op
-    description: dict[str, Any]  # of the new network, as ``checkpoints.description`` has it
+    Attributes:
+        sizes: of the file's network.
+        arguments: of the network: of HySparK's encoder, with ``conv_op``; of nnU-Net's networks those that differ from
+            the file's plan.
+        input_channels: of the network.
+        description: of the network, as ``checkpoints.description`` has it.
+        notes: for the report.
+    """
+
+    sizes: EncoderSizes | PlanSizes
+    arguments: dict[str, Any]
+    input_channels: int
+    description: dict[str, Any]
     notes: list[str]
+
+    def segmentation_network(self, weights: SourceWeights, num_classes: int, deep_supervision: bool) -> nn.Module:
+        """The segmentation network with random weights."""
+        if isinstance(self.sizes, PlanSizes):
+            plan = network_plan(self.sizes, weights.rest, weights.description)
+            plan = plan._replace(arguments={**plan.arguments, **self.arguments})
+            return plan.build(self.input_channels, num_classes, deep_supervision)
+        return HySparKUNet(
+            input_channels=self.input_channels,
+            num_classes=num_classes,
+            deep_supervision=deep_supervision,
+            expansion_per_stage_decoder=decoder_expansions(weights.state),
+            **self.arguments,
+        )
+
+    def encoder(self, weights: SourceWeights) -> HybridEncoder | PlanEncoder:
+        """The encoder with random weights."""
+        if isinstance(self.sizes, PlanSizes):
+            return PlanEncoder(self.segmentation_network(weights, 1, False).encoder)
+        arguments = {name: value for name, value in self.arguments.items() if name != "conv_op"}
+        return HybridEncoder(input_channels=self.input_channels, **arguments)
 
 
 def _source(
@@ -201,13 +234,15 @@ def _source(
     channel_names: Sequence[str] | None,
     vit_num_heads: int | None,
 ) -> _Source:
-    sizes, described = required_encoder_sizes(weights.state, str(file), weights.origin), weights.description
+    sizes, described = required_sizes(weights.state, str(file), weights.origin), weights.description
+    if vit_num_heads is not None and isinstance(sizes, PlanSizes):
+        raise ValueError(f"vit_num_heads is {vit_num_heads}, but {file} holds a {sizes.network}, which has no ViT")
     dims, notes = len(sizes.kernel_sizes[0]), []
     for name, values in (("strides", strides), ("kernel_sizes", kernel_sizes)):
         if values is not None and len(values) != sizes.n_stages:
             raise ValueError(f"{name} has {len(values)} entries, but the encoder in {file} has {sizes.n_stages} stages")
     if strides is None:
-        strides = described.get("strides")
+        strides = (isinstance(sizes, PlanSizes) and sizes.strides) or described.get("strides")
     if strides is None:
         strides = (1, *(2,) * (sizes.n_stages - 1))
         notes.append(
@@ -219,24 +254,26 @@ def _source(
     if channel_names is not None and len(channel_names) != count:
         raise ValueError(f"channel_names has {len(channel_names)} names, but there are {count} input channels")
     names = None if channel_names is None else {str(number): name for number, name in enumerate(channel_names)}
-    arguments = {
-        "input_channels": count,
-        "n_stages": sizes.n_stages,
-        "features_per_stage": sizes.features_per_stage,
-        "conv_op": CONVOLUTIONS[dims],
+    arguments: dict[str, Any] = {
         "kernel_sizes": [per_axis(value, dims) for value in kernel_sizes or sizes.kernel_sizes],
         "strides": [per_axis(value, dims) for value in strides],
-        "n_blocks_per_stage": sizes.n_blocks_per_stage,
-        "expansion_per_stage": sizes.expansion_per_stage,
-        "vit_n_blocks": sizes.vit_n_blocks,
-        "vit_num_heads": vit_num_heads or described.get("vit_num_heads"),
     }
-    description = {name: arguments[name] for name in ("input_channels", "kernel_sizes", "strides")}
+    description = {"input_channels": count, **arguments}
+    if isinstance(sizes, EncoderSizes):
+        arguments |= {
+            "n_stages": sizes.n_stages,
+            "features_per_stage": sizes.features_per_stage,
+            "conv_op": CONVOLUTIONS[dims],
+            "n_blocks_per_stage": sizes.n_blocks_per_stage,
+            "expansion_per_stage": sizes.expansion_per_stage,
+            "vit_n_blocks": sizes.vit_n_blocks,
+            "vit_num_heads": vit_num_heads or described.get("vit_num_heads"),
+        }
     if names is None and count == sizes.input_channels:
         names = described.get("channel_names")
     if names is not None:
         description["channel_names"] = names
-    return _Source(arguments, description, notes)
+    return _Source(sizes, arguments, count, description, notes)
 
 
 def _load(

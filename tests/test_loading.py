@@ -194,7 +194,7 @@ def test_what_cannot_be(options: dict[str, Any], message: str, tmp_path: Path) -
 
 def test_a_file_without_an_encoder(tmp_path: Path) -> None:
     write_atomically({"conv.weight": torch.ones(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="holds no complete HySparK encoder .*: it has conv.weight"):
+    with pytest.raises(ValueError, match="holds no complete encoder of HySparK or of nnU-Net.*: it has conv.weight"):
         hyspark_nnunet.load_encoder(tmp_path / "other.pth")
 
 

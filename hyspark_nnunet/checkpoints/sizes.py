@@ -29,6 +29,11 @@ class EncoderSizes(NamedTuple):
     vit_n_blocks: int
 
     @property
+    def stem(self) -> str:
+        """Name of the weight that reads the image."""
+        return "encoder.stem.weight"
+
+    @property
     def n_stages(self) -> int:
         """Number of stages."""
         return len(self.features_per_stage)
@@ -39,7 +44,7 @@ def encoder_sizes(state: Mapping[str, Tensor]) -> EncoderSizes | None:
     stem = state.get("encoder.stem.weight")
     if stem is None or "encoder.vit.norm.weight" not in state:
         return None
-    n_stages = 1 + _highest(state, r"encoder\.stages\.(\d+)\.")
+    n_stages = 1 + highest(state, r"encoder\.stages\.(\d+)\.")
     features, blocks, expansions, kernels = [len(stem)], [], [], []
     for stage in range(n_stages):
         block = f"encoder.stages.{stage}.blocks.0"
@@ -49,42 +54,23 @@ def encoder_sizes(state: Mapping[str, Tensor]) -> EncoderSizes | None:
         if shaped is None or (widen is None and stage < n_stages - 1):
             return None
         kernels.append(tuple(shaped.shape[2:]))
-        blocks.append(1 + _highest(state, rf"encoder\.stages\.{stage}\.blocks\.(\d+)\."))
+        blocks.append(1 + highest(state, rf"encoder\.stages\.{stage}\.blocks\.(\d+)\."))
         expansions.append(0 if expand is None else expand.shape[0] // expand.shape[1])
         if widen is not None:
             features.append(widen.shape[0])
     vit_width = len(state["encoder.vit.norm.weight"])
-    n_transformer_blocks = 1 + _highest(state, r"encoder\.vit\.blocks\.(\d+)\.")
+    n_transformer_blocks = 1 + highest(state, r"encoder\.vit\.blocks\.(\d+)\.")
     return EncoderSizes(stem.shape[1], features, blocks, expansions, kernels, vit_width, n_transformer_blocks)
-
-
-def required_encoder_sizes(state: Mapping[str, Tensor], file: str, origin: str) -> EncoderSizes:
-    """``encoder_sizes`` of a file that must hold a complete encoder.
-
-    Args:
-        state: weights under our names.
-        file: their file, for the message.
-        origin: what the file is, in words.
-
-    Raises:
-        ValueError: tensors of the encoder are missing.
-    """
-    if (sizes := encoder_sizes(state)) is None:
-        raise ValueError(
-            f"{file} holds no complete HySparK encoder ({origin}): it has {', '.join(list(state)[:3])}. Give a "
-            "checkpoint of HySparKPretrainTrainer or HySparKFinetuneTrainer, or a file of the HySparK release."
-        )
-    return sizes
 
 
 def decoder_expansions(state: Mapping[str, Tensor]) -> list[int] | None:
     """Expansions of the segmentation decoder's blocks on the skips, fine to coarse; None if there is none."""
-    levels = 1 + _highest(state, r"decoder\.levels\.(\d+)\.skip_block\.")
+    levels = 1 + highest(state, r"decoder\.levels\.(\d+)\.skip_block\.")
     expand = [state.get(f"decoder.levels.{level}.skip_block.expand.weight") for level in reversed(range(levels))]
     found = [weight.shape[0] // weight.shape[1] for weight in expand if weight is not None]
     return found if found and len(found) == len(expand) else None
 
 
-def _highest(state: Mapping[str, Tensor], pattern: str) -> int:
+def highest(state: Mapping[str, Tensor], pattern: str) -> int:
     """The highest number in the pattern's group; -1 if no name matches."""
     return max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1)

@@ -13,8 +13,12 @@ from torch import Tensor
 # words that DDP, torch.compile, FSDP and activation checkpointing put into names, at the front or, where a part of a
 # network was wrapped, in the middle
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# the stem of this package's networks or of the HySparK release; before it, a prefix such as "model." of Lightning
-STEM = re.compile(r"(.*?\.)??(?:encoder|(?:sparse_encoder\.)?embeddings)\.stem\.weight")
+# the stem of HySparK's networks, of the HySparK release or of nnU-Net's networks; before it, a prefix such as "model."
+# of Lightning
+STEM = re.compile(
+    r"(.*?\.)??(?:(?:encoder|(?:sparse_encoder\.)?embeddings)\.stem|"
+    r"encoder\.(?:stem|stages\.0\.0)\.convs\.0\.conv)\.weight"
+)
 # of two copies of a network, the averaged one is the better encoder, which other libraries load, too
 AVERAGED = {"ema", "teacher"}
 # a pickled dictionary may contain itself
@@ -26,7 +30,8 @@ class StateDict(NamedTuple):
 
     Attributes:
         place: keys that lead to them and the prefix of their names, dotted; "" at the top level without a prefix.
-        tensors: by name, without the prefix and without ``WRAPPERS``.
+        tensors: by name, without the prefix and without ``WRAPPERS``; of several names of a tensor in nnU-Net's
+            networks, the first (``first_name``).
         rest: what the file holds beside them, on the way to them.
     """
 
@@ -51,6 +56,24 @@ def find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[StateDict]:
     return sorted(groups, key=lambda group: -len(group.tensors))[:1]
 
 
+def first_name(name: str) -> str:
+    """The first of the names that nnU-Net's networks give to a tensor; names of other networks stay as they are.
+
+    dynamic-network-architectures registers the encoder in the decoder, and each convolution and norm twice: a tensor of
+    the encoder has the names ``encoder.`` and ``decoder.encoder.``, each with ``conv`` and ``all_modules.0``.
+    """
+    name = re.sub(r"(^|\.)decoder\.encoder\.", r"\1encoder.", name)
+    return re.sub(r"\.all_modules\.(\d+)\.", lambda match: ".norm." if int(match[1]) else ".conv.", name)
+
+
+def stored_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with each tensor under its ``first_name`` only."""
+    found = {name: tensor for name, tensor in state.items() if first_name(name) == name}
+    for name, tensor in state.items():
+        found.setdefault(first_name(name), tensor)
+    return found
+
+
 def _groups(value: Any, keys: tuple[str, ...] = (), rest: Mapping[str, Any] | None = None) -> Iterator[StateDict]:
     """Every dictionary in a file that holds tensors by name."""
     rest = rest or {}
@@ -61,7 +84,9 @@ def _groups(value: Any, keys: tuple[str, ...] = (), rest: Mapping[str, Any] | No
         items, beside = dict(value), {**rest, **{k: v for k, v in value.items() if not isinstance(v, Tensor)}}
     else:
         return
-    tensors = {_unwrap(name): t for name, t in items.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    tensors = stored_once(
+        {_unwrap(name): t for name, t in items.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    )
     if tensors:
         yield StateDict(".".join(keys), tensors, dict(rest))
     for key, item in items.items():

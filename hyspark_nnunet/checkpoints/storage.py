@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.checkpoints import nnssl
+from hyspark_nnunet.checkpoints.heads import head_labels
 from hyspark_nnunet.checkpoints.hub import local_file
+from hyspark_nnunet.checkpoints.network_plan import configuration_in
 from hyspark_nnunet.checkpoints.reference import from_reference, reference_form
 from hyspark_nnunet.checkpoints.state_dicts import find_state_dicts
 from hyspark_nnunet.checkpoints.unpickling import load_data, unreadable
@@ -27,9 +30,9 @@ class SourceWeights(NamedTuple):
     """Weights read from a file, and what the file says about itself.
 
     Attributes:
-        state: tensors under our names.
-        description: of the network, see ``description.describe_network``; of other checkpoints of nnU-Net ``trainer``,
-            ``dataset``, ``configuration`` and ``plans``; {} in files without any.
+        state: tensors under our names; those of nnU-Net's networks under the first of their names.
+        description: of the network, see ``description.describe_network``; of other checkpoints of nnU-Net and of nnssl
+            what their plans say; {} in files without any.
         origin: trainer or release that wrote the file, in words, and which network of several was read.
         rest: everything in the file except the weights.
         dropped: names of the release that our networks have no place for.
@@ -117,7 +120,7 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: 
 
 
 def read_weights(path: str | Path) -> SourceWeights:
-    """Reads network weights from a file of this package, of nnU-Net or of the HySparK release.
+    """Reads network weights from a file of this package, of nnU-Net, of nnssl or of the HySparK release.
 
     Args:
         path: of a ``.pth`` or ``.safetensors`` file, or its address on the Hugging Face hub (see ``hub``); the weights
@@ -147,6 +150,9 @@ def read_weights(path: str | Path) -> SourceWeights:
     if not isinstance(description, dict):
         origin += "" if description is None else "; the description of the network in its metadata is not readable"
         description = description_by_nnunet(rest)
+        if isinstance(plan := rest.get(nnssl.KEY), Mapping):
+            origin = "nnssl" if origin == "unknown" else f"nnssl, {origin}"
+            description = nnssl.describe(plan)
     if len(found) > 1:
         others = ", ".join(other.place or "the top level" for other in found[1:])
         origin += f"; weights of {found[0].place or 'the top level'}, not of {others}"
@@ -154,11 +160,15 @@ def read_weights(path: str | Path) -> SourceWeights:
 
 
 def description_by_nnunet(rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Trainer, dataset, configuration and plans of a checkpoint of any of nnU-Net's trainers; {} for other files."""
+    """What a checkpoint of any of nnU-Net's trainers says about its network; {} for other files.
+
+    Besides ``trainer``, ``dataset``, ``configuration`` and ``plans`` the entries of ``description.describe_network``
+    that a plan and a dataset.json have.
+    """
     arguments = rest.get("init_args")
     if not isinstance(arguments, Mapping):
         return {}
-    plans = arguments.get("plans")
+    plans, dataset_json = arguments.get("plans"), arguments.get("dataset_json")
     plans = plans if isinstance(plans, Mapping) else {}
     found = {
         "trainer": rest.get("trainer_name"),
@@ -166,7 +176,14 @@ def description_by_nnunet(rest: Mapping[str, Any]) -> dict[str, Any]:
         "configuration": arguments.get("configuration"),
         "plans": plans.get("plans_name"),
     }
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    found = {key: value for key, value in found.items() if isinstance(value, str)}
+    if (configuration := configuration_in(rest)) is not None:
+        found["patch_size"] = configuration.patch_size
+        found["strides"] = configuration.network_arch_init_kwargs.get("strides")
+    if isinstance(dataset_json, Mapping):
+        found["channel_names"] = dataset_json.get("channel_names")
+        found["labels"], found["regions"] = head_labels(dataset_json.get("labels", {}))
+    return found
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Initialising a network from pre-trained weights, with a report on every tensor."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +11,25 @@ from torch import Tensor, nn
 
 from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.checkpoints.adaptation import adapt_kernel, adapt_stem, adapt_upsampling
-from hyspark_nnunet.checkpoints.correspondence import group_of, is_required, source_name
+from hyspark_nnunet.checkpoints.correspondence import (
+    Sizes,
+    group_of,
+    is_required,
+    level_of_head,
+    n_common_stages,
+    source_name,
+)
 from hyspark_nnunet.checkpoints.heads import matching_heads
+from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, network_sizes
 from hyspark_nnunet.checkpoints.report import TransferReport
-from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes
+from hyspark_nnunet.checkpoints.sizes import EncoderSizes
+from hyspark_nnunet.checkpoints.state_dicts import stored_once
 
 MIN_ENCODER_SHARE = 0.9
 ALLOW_PARTIAL = "HYSPARK_ALLOW_PARTIAL"
-STEM, HEADS = "encoder.stem.weight", "decoder.seg_layers."
-UPSAMPLING = ".upsample.weight"  # transposed convolutions of the reconstruction decoder, whose kernel is their stride
-NNUNET_BLOCK = ".all_modules."  # in names of the convolution blocks of nnU-Net's own networks
+HEADS = "decoder.seg_layers."
+# transposed convolutions whose kernel is their stride, of the reconstruction decoder and of nnU-Net's decoder
+UPSAMPLING = re.compile(r"decoder\.(levels\.\d+\.upsample|transpconvs\.\d+)\.weight")
 # parts of a description that usually differ, and are no reason why weights would not fit
 NOT_COMPARED = ("dataset", "configuration", "plans")
 
@@ -35,7 +45,7 @@ def transfer_weights(
     """Loads the weights that fit, adapts those that can be adapted, and reports on all of them.
 
     Args:
-        network: HySparKUNet or HySparKMaskedAutoencoder; unchanged if an error is raised.
+        network: of HySparK, or nnU-Net's own or its masked autoencoder; unchanged if an error is raised.
         state: weights under our names.
         file: their file, for messages.
         source_description: of the file's network (strides, channel names, labels ...).
@@ -100,19 +110,24 @@ class Transfer:
         target_description: Mapping[str, Any],
         input_channel_mapping: str | None = None,
     ) -> None:
-        self.state, self.target, self.file = state, target, file
+        self.state, self.target, self.file = state, stored_once(target), file
         self.source_description, self.target_description = source_description, target_description
         self.mapping = input_channel_mapping
         self.values: dict[str, Tensor] = {}
         self.rows: dict[str, dict[int, Tensor]] = {}
         self.report = TransferReport(notes=differences(source_description, target_description))
-        sizes = encoder_sizes(target)
+        sizes = network_sizes(self.target)
         if sizes is None:
-            raise ValueError(f"{file} cannot be loaded into a network other than HySparK's: it has {_some(target)}")
-        self.target_sizes = sizes
+            raise ValueError(
+                f"{file} can be loaded only into HySparK's network or nnU-Net's own ones, but this network has "
+                f"{_some(target)}"
+            )
+        self.target_sizes: Sizes = sizes
         # the tensors of a partial file are matched by name, as if it came from this network
-        self.source_sizes = encoder_sizes(state) or sizes
-        self.source_names = {name: source_name(name, self.source_sizes, sizes) for name in target}
+        self.source_sizes: Sizes = network_sizes(state) or sizes
+        if self.source_sizes.stem != sizes.stem:
+            raise ValueError(self._foreign_message())
+        self.source_names = {name: source_name(name, self.source_sizes, sizes) for name in self.target}
         self._hows: dict[str, str] = {}
         self._whys: dict[str, str] = {}
         self._check_widths()
@@ -130,12 +145,12 @@ class Transfer:
         if theirs is None or theirs not in self.state:
             return None, "not in the file"
         value, shape, hows = self.state[theirs], self.target[name].shape, []
-        if name == STEM and value.ndim == len(shape):
+        if name == self.target_sizes.stem and value.ndim == len(shape):
             value, how = adapt_stem(value, shape[1], self.source_description, self.target_description, self.mapping)
             if how:
                 hows.append(how)
         if value.shape != shape and value.ndim == len(shape) > 2 and value.shape[:2] == shape[:2]:
-            adapt = adapt_upsampling if name.endswith(UPSAMPLING) else adapt_kernel
+            adapt = adapt_upsampling if UPSAMPLING.fullmatch(name) else adapt_kernel
             adapted = adapt(value, shape[2:])
             if adapted is not None:
                 hows.append(f"kernel {_times(value.shape[2:])} -> {_times(shape[2:])}")
@@ -171,20 +186,29 @@ class Transfer:
                 else:
                     self.values[name] = value
                     self._hows[name] = how
+        if isinstance(self.source_sizes, EncoderSizes) and isinstance(self.target_sizes, EncoderSizes):
+            self._note_vit(self.source_sizes, self.target_sizes)
+        elif self.source_sizes.n_stages != self.target_sizes.n_stages:
+            common = n_common_stages(self.source_sizes, self.target_sizes)
+            self.report.notes.append(
+                f"{self.source_sizes.n_stages} stages in the file, {self.target_sizes.n_stages} here: the first "
+                f"{common} are loaded"
+            )
+
+    def _note_vit(self, source: EncoderSizes, target: EncoderSizes) -> None:
         if "encoder.vit.norm.weight" in self.state and "encoder.vit.norm.weight" not in self.values:
-            why = f"width {self.source_sizes.vit_width} in the file, {self.target_sizes.vit_width} here"
+            why = f"width {source.vit_width} in the file, {target.vit_width} here"
             self._whys.update({name: why for name in self.target if name.startswith("encoder.vit.")})
             self.report.notes.append(f"WARNING: the ViT is not loaded, it starts from random weights: {why}")
-        elif self.source_sizes.n_stages != self.target_sizes.n_stages:
+        elif source.n_stages != target.n_stages:
             self.report.notes.append(
-                f"the ViT of stage {self.source_sizes.n_stages - 1} in the file is loaded into stage "
-                f"{self.target_sizes.n_stages - 1}"
+                f"the ViT of stage {source.n_stages - 1} in the file is loaded into stage {target.n_stages - 1}"
             )
 
     def _match_heads(self) -> None:
         """Matches heads by the names of their labels, if the decoder level that they read is loaded."""
         for name in (name for name in self.target if name.startswith(HEADS)):
-            theirs, level = self.source_names[name], f"decoder.levels.{name.split('.')[2]}."
+            theirs, level = self.source_names[name], level_of_head(name, self.target_sizes)
             if theirs is None or theirs not in self.state:
                 self._whys[name] = "heads are matched by label; not in the file"
                 continue
@@ -240,14 +264,16 @@ class Transfer:
                 f"To start from it, use the same trainer and plans: {command} {configuration} FOLD -tr {trainer} "
                 f"-p {plans} -pretrained_weights {self.file}"
             )
-        if any(NNUNET_BLOCK in name for name in self.state):
+        sizes = network_sizes(self.state)
+        if sizes is not None:
+            network = sizes.network if isinstance(sizes, PlanSizes) else "HySparK"
+            trainer = "HySparKFinetuneTrainer" if network == "HySparK" else "SparKFinetuneTrainer"
             return message + (
-                "It is one of nnU-Net's own networks. To start from it, use nnU-Net's trainer and the plans of that "
-                f"network: {command} CONFIGURATION FOLD -tr nnUNetTrainer -p PLANS -pretrained_weights {self.file}"
+                f"It holds a network of the kind {network}. To start from it, use the trainer and plans of that "
+                f"network: {command} {about.get('configuration', 'CONFIGURATION')} FOLD -tr {trainer} "
+                f"-p {about.get('plans', 'PLANS')} -pretrained_weights {self.file}"
             )
-        return message + (
-            "Give a checkpoint of HySparKPretrainTrainer or HySparKFinetuneTrainer, or a file of the HySparK release."
-        )
+        return message + "Give a checkpoint of our trainers, of nnU-Net or of nnssl, or a file of the HySparK release."
 
     def _width_message(self, wrong: list[str]) -> str:
         name, source, target = wrong[0], self.source_sizes, self.target_sizes
@@ -268,8 +294,10 @@ class Transfer:
         return message + "\nNothing was loaded."
 
 
-def preset_of(sizes: EncoderSizes) -> str | None:
-    """The preset with these widths, if there is one."""
+def preset_of(sizes: Sizes) -> str | None:
+    """The preset of HySparK with these widths, if there is one."""
+    if isinstance(sizes, PlanSizes):
+        return None
     widths = tuple(sizes.features_per_stage)
     return next((name for name, p in PRESETS.items() if p.features_per_stage[: len(widths)] == widths), None)
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hyspark_nnunet.architectures.from_plans import decoder_width
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, required_sizes
 from hyspark_nnunet.checkpoints.reference import own_form, to_reference
-from hyspark_nnunet.checkpoints.sizes import EncoderSizes, required_encoder_sizes
+from hyspark_nnunet.checkpoints.sizes import EncoderSizes
 from hyspark_nnunet.checkpoints.storage import (
     SourceWeights,
     read_weights,
@@ -22,10 +23,12 @@ from hyspark_nnunet.checkpoints.storage import (
     write_safetensors,
 )
 from hyspark_nnunet.checkpoints.transfer import preset_of, transfer_weights
+from hyspark_nnunet.commands.equal_weights import differing
+from hyspark_nnunet.commands.plan_network_files import NNSSL, NNUNET_WEIGHTS, PLAN_KINDS, write_plan_network
 from hyspark_nnunet.datasets.dataset_json import without_files
 
 RELEASE, NNUNET, SAFETENSORS = "hyspark-release", "nnunet", "safetensors"
-KINDS = (RELEASE, NNUNET, SAFETENSORS)
+KINDS = (RELEASE, NNUNET, NNUNET_WEIGHTS, NNSSL, SAFETENSORS)
 TRAINER_OF_FORM = {
     "masked_autoencoder": "HySparKPretrainTrainer",
     "segmentation": "HySparKFinetuneTrainer",
@@ -45,10 +48,11 @@ def convert_checkpoint(
     """Writes the weights of a file in another format.
 
     Args:
-        file: of this package or of the release.
+        file: any that ``read_weights`` takes.
         out: new file.
         kind: one of ``KINDS``.
-        dataset: for "nnunet": number or name of a preprocessed dataset.
+        dataset: number or name of a preprocessed dataset: needed for "nnunet"; for the kinds of nnU-Net's own networks,
+            whose plan is taken instead of the file's.
         configuration: of its plans.
         plans: name of its plans.
         fold: that the checkpoint names.
@@ -57,20 +61,31 @@ def convert_checkpoint(
         exit status.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_weights``; the file holds no complete encoder of HySparK, the weights
-            do not fit the dataset without adaptation, or ``out`` exists.
+        FileNotFoundError, ValueError: see ``read_weights``; the file holds no complete encoder or another kind of
+            network, the weights do not fit the dataset without adaptation, or ``out`` exists.
     """
     if Path(out).exists():
         raise ValueError(f"{out} exists: choose another name or remove it")
     if kind == NNUNET and dataset is None:
         raise ValueError("a checkpoint of nnU-Net belongs to a dataset: name it with -d (and -c, -p)")
     weights = read_weights(file)
-    sizes, form = required_encoder_sizes(weights.state, file, weights.origin), own_form(weights.state)
-    assert form is not None  # it has an encoder
+    sizes, form = required_sizes(weights.state, file, weights.origin), own_form(weights.state)
     lines: list[str] = []
     left_out: list[str] = []
     if kind == SAFETENSORS:
         _to_safetensors(weights, out)
+    elif isinstance(sizes, PlanSizes):
+        if kind not in PLAN_KINDS:
+            raise ValueError(
+                f"--to {kind} is for HySparK's networks, but {file} holds nnU-Net's {sizes.network}: choose --to "
+                f"{', '.join(PLAN_KINDS)} or {SAFETENSORS}"
+            )
+        lines, left_out = write_plan_network(weights, sizes, file, out, kind, dataset, configuration, plans)
+    elif kind in PLAN_KINDS or form is None:
+        raise ValueError(
+            f"--to {kind} is for the networks that nnU-Net's own plans name, but {file} holds HySparK's network: "
+            f"choose --to {NNUNET}, {RELEASE} or {SAFETENSORS}"
+        )
     elif kind == RELEASE:
         lines, left_out = _to_release(weights, sizes, out)
     else:
@@ -151,7 +166,7 @@ def _to_nnunet(
         lines.append(f"The file does not name its labels. They are assumed to be {', '.join(labels)}.")
         description.update(labels=labels, regions=target.description["regions"])
     report = transfer_weights(target.network, weights.state, file, description, target.description)
-    changed = _differing(weights.state, target.network.state_dict())
+    changed = differing(weights.state, target.network.state_dict())
     if changed:
         raise ValueError(
             f"{file} does not fit {target.description['dataset']} without adaptation: {len(changed)} tensors would be "
@@ -207,20 +222,7 @@ def _place_beside(out: Path, plans: Mapping[str, Any], dataset_json: Mapping[str
 
 def _check_read_back(state: Mapping[str, Tensor], out: str, left_out: list[str]) -> int:
     kept = {name: tensor for name, tensor in state.items() if name not in left_out}
-    differing = _differing(kept, read_weights(out).state)
-    if differing:
-        raise RuntimeError(f"{out} differs from what was written, first in {differing[0]}: do not use it")
+    changed = differing(kept, read_weights(out).state)
+    if changed:
+        raise RuntimeError(f"{out} differs from what was written, first in {changed[0]}: do not use it")
     return len(kept)
-
-
-def _differing(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors that the other state dict does not have, or has with other bits."""
-    return [name for name, tensor in state.items() if name not in other or not _bit_equal(tensor, other[name])]
-
-
-def _bit_equal(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    # NaN differs from itself, its bits do not
-    first, second = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other))
-    return torch.equal(first, second)

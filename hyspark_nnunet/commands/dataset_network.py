@@ -31,6 +31,37 @@ class DatasetNetwork(NamedTuple):
     dataset_json: dict[str, Any]
 
 
+def plans_of_dataset(dataset: str, configuration: str, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plans and the dataset.json of a preprocessed dataset.
+
+    Args:
+        dataset: number or name.
+        configuration: that the plans must have.
+        plans_name: name of the plans.
+
+    Raises:
+        FileNotFoundError: the dataset has no such plans.
+        ValueError: the plans have no such configuration.
+    """
+    folder = preprocessed_folder(dataset)
+    plans_file = folder / f"{plans_name}.json"
+    if not plans_file.is_file():
+        others = ", ".join(name for name, _ in plans_in(folder))
+        raise FileNotFoundError(
+            f"{plans_file} is missing: "
+            + (f"choose other plans with -p ({others}), or plan the dataset" if others else "plan the dataset first")
+            + f" (hyspark_nnunet plan_and_preprocess or nnUNetv2_plan_and_preprocess, -d {dataset} -c {configuration})"
+        )
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"{plans_file} has no configuration {configuration}: choose one of "
+            f"{', '.join(plans['configurations'])} (-c)"
+        )
+    return plans, dataset_json
+
+
 def network_of_dataset(
     dataset: str,
     configuration: str,
@@ -53,22 +84,7 @@ def network_of_dataset(
         FileNotFoundError: the dataset has no such plans.
         ValueError: the plans have no such configuration, or the network cannot be built for it.
     """
-    folder = preprocessed_folder(dataset)
-    plans_file = folder / f"{plans_name}.json"
-    if not plans_file.is_file():
-        others = ", ".join(name for name, _ in plans_in(folder))
-        raise FileNotFoundError(
-            f"{plans_file} is missing: "
-            + (f"choose other plans with -p ({others}), or plan the dataset" if others else "plan the dataset first")
-            + f" (hyspark_nnunet plan_and_preprocess or nnUNetv2_plan_and_preprocess, -d {dataset} -c {configuration})"
-        )
-    plans = json.loads(plans_file.read_text(encoding="utf-8"))
-    dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    if configuration not in plans["configurations"]:
-        raise ValueError(
-            f"{plans_file} has no configuration {configuration}: choose one of "
-            f"{', '.join(plans['configurations'])} (-c)"
-        )
+    plans, dataset_json = plans_of_dataset(dataset, configuration, plans_name)
     trainer_class = TRAINERS[trainer]
     section = copy.deepcopy(PlansManager(plans).get_configuration(configuration).configuration.get("hyspark") or {})
     # given sizes replace those of the plan, and of the environment, which otherwise counts as in a training

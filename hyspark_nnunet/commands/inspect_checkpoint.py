@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from hyspark_nnunet.checkpoints.hub import local_file
+from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, network_sizes
 from hyspark_nnunet.checkpoints.reference import own_form
 from hyspark_nnunet.checkpoints.report import part_of
-from hyspark_nnunet.checkpoints.sizes import encoder_sizes
 from hyspark_nnunet.checkpoints.storage import SourceWeights, description_by_nnunet, read_weights
 from hyspark_nnunet.checkpoints.transfer import (
     ALLOW_PARTIAL,
@@ -76,7 +76,7 @@ def inspect_checkpoint(
 def describe_file(weights: SourceWeights) -> str:
     """Describes a file: a line per fact, its sizes and its recipe."""
     rest, description = weights.rest, weights.description
-    form, sizes = own_form(weights.state), encoder_sizes(weights.state)
+    form, sizes = own_form(weights.state), network_sizes(weights.state)
     what = weights.origin if form is None or "release" in weights.origin else f"{weights.origin}, {form}"
     rows = [("source", what.replace("_", " ")), ("trained on", _training_data(rest, description))]
     epoch = rest.get("current_epoch", rest.get("epoch"))
@@ -85,15 +85,22 @@ def describe_file(weights: SourceWeights) -> str:
     if sizes is not None:
         named = description.get("channel_names")
         names = f": {', '.join(map(str, named.values()))}" if isinstance(named, Mapping) else ""
+        blocks = ", ".join(map(str, sizes.n_blocks_per_stage))
+        if isinstance(sizes, PlanSizes):
+            rows.append(("network", sizes.network))
+        else:
+            rows.append(("preset", description.get("preset") or preset_of(sizes) or "none of S, B, L"))
+            blocks += f"; {sizes.vit_n_blocks} transformer blocks"
         rows += [
             ("input channels", f"{sizes.input_channels}{names}"),
-            ("preset", description.get("preset") or preset_of(sizes) or "none of S, B, L"),
             ("stages", f"{sizes.n_stages} of widths {', '.join(map(str, sizes.features_per_stage))}"),
-            ("blocks", f"{', '.join(map(str, sizes.n_blocks_per_stage))}; {sizes.vit_n_blocks} transformer blocks"),
+            ("blocks", blocks),
             ("kernels", ", ".join("x".join(map(str, kernel)) for kernel in sizes.kernel_sizes)),
         ]
     rows += [
-        (key.replace("_", " "), json.dumps(description[key])) for key in ("strides", "patch_size") if key in description
+        (key.replace("_", " "), json.dumps(description[key]))
+        for key in ("strides", "patch_size", "spacing")
+        if key in description
     ]
     if description.get("labels"):
         rows.append(("regions" if description.get("regions") else "labels", ", ".join(description["labels"])))

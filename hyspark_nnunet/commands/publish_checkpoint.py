@@ -8,6 +8,7 @@ from typing import Any
 from hyspark_nnunet import __version__
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints.hub import local_file
+from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, required_sizes
 from hyspark_nnunet.checkpoints.reference import own_form
 from hyspark_nnunet.checkpoints.storage import SourceWeights, plain, read_weights
 from hyspark_nnunet.commands.convert_checkpoint import SAFETENSORS, convert_checkpoint
@@ -36,6 +37,11 @@ def publish_checkpoint(file: str, folder: str) -> int:
         raise ValueError(f"{folder} exists and is not an empty folder: choose another name, or empty it")
     path = local_file(file)
     weights = read_weights(path)
+    if isinstance(sizes := required_sizes(weights.state, file, weights.origin), PlanSizes):
+        raise ValueError(
+            f"publish describes HySparK's networks, but {file} holds nnU-Net's {sizes.network}: upload a file of "
+            "hyspark_nnunet checkpoint convert --to nnssl"
+        )
     target.mkdir(parents=True, exist_ok=True)
     convert_checkpoint(str(path), str(target / WEIGHTS), SAFETENSORS)
     _write_text(target / CONFIG, json.dumps(plain(_config(weights)), indent=2) + "\n")

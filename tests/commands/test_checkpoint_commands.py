@@ -146,7 +146,7 @@ class TestInspect:
         # and its weights alone
         torch.save({"state_dict": read_weights(file).state}, file)
         assert main(["checkpoint", "inspect", str(file), *TARGET]) == 1
-        assert "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainer -p PLANS" in capsys.readouterr().out
+        assert "nnUNetv2_train DATASET CONFIGURATION FOLD -tr SparKFinetuneTrainer -p PLANS" in capsys.readouterr().out
 
     def test_a_part_that_is_allowed(self, checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
         monkeypatch.setenv("HYSPARK_ALLOW_PARTIAL", "1")
@@ -273,4 +273,4 @@ class TestConvert:
     def test_other_networks_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, tmp_path / "other.pth")
         assert self.convert(tmp_path / "other.pth", tmp_path / "out.pth", "safetensors") == 1
-        assert "holds no complete HySparK encoder" in capsys.readouterr().err
+        assert "holds no complete encoder of HySparK or of nnU-Net" in capsys.readouterr().err
