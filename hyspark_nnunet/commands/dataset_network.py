@@ -9,7 +9,6 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.datasets.preprocessed import plans_in, preprocessed_folder
 from hyspark_nnunet.recipe.recipe import PretrainRecipe, Recipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
@@ -103,7 +102,7 @@ def network_of_dataset(
     with torch.device(device):
         network = trainer_class.build_network_architecture(manager, settings, input_channels, heads, True)
     names = {"dataset": manager.dataset_name, "configuration": configuration, "plans": plans_name}
-    description = describe_network(
-        settings, dataset_json, recipe.preset, input_channels, trainer_class.has_heads, names
+    description = trainer_class.family.describe(
+        settings, dataset_json, recipe, input_channels, trainer_class.has_heads, names
     )
     return DatasetNetwork(network, description, trainer_class, recipe, plans, dataset_json)
