@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from hyspark_nnunet.checkpoints import nnssl
 from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, requiring_import
+
+if TYPE_CHECKING:  # nnU-Net is imported in functions: reading other files does not wait for it
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 
 class NetworkPlan(NamedTuple):
@@ -31,6 +32,8 @@ class NetworkPlan(NamedTuple):
 
     def build(self, input_channels: int, num_classes: int, deep_supervision: bool) -> nn.Module:
         """The network with nnU-Net's initialisation."""
+        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
         return get_network_from_plans(
             self.class_name,
             self.arguments,
@@ -41,7 +44,7 @@ class NetworkPlan(NamedTuple):
         )
 
 
-def configuration_in(rest: Mapping[str, Any]) -> ConfigurationManager | None:
+def configuration_in(rest: Mapping[str, Any]) -> "ConfigurationManager | None":
     """The configuration of the plan in a checkpoint of nnU-Net; None for other files.
 
     Args:
@@ -53,11 +56,13 @@ def configuration_in(rest: Mapping[str, Any]) -> ConfigurationManager | None:
         return None
     if arguments.get("configuration") not in plans.get("configurations", {}):
         return None
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     # nnU-Net's managers change plans of earlier versions
     return PlansManager(copy.deepcopy(dict(plans))).get_configuration(arguments["configuration"])
 
 
-def by_configuration(configuration: ConfigurationManager) -> NetworkPlan:
+def by_configuration(configuration: "ConfigurationManager") -> NetworkPlan:
     """The network of a plan's configuration."""
     return NetworkPlan(
         configuration.network_arch_class_name,
