@@ -59,7 +59,7 @@ def _add_checkpoint(commands: Any) -> None:
         "-tr",
         dest="trainer",
         default="HySparKFinetuneTrainer",
-        choices=("HySparKFinetuneTrainer", "HySparKPretrainTrainer"),
+        choices=("HySparKFinetuneTrainer", "HySparKPretrainTrainer", "SparKFinetuneTrainer", "SparKPretrainTrainer"),
         help="trainer to check the file for (default: %(default)s)",
     )
     inspect.set_defaults(run=_run_inspect)

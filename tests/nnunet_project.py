@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.forked_commands import Order, server
@@ -22,9 +23,15 @@ TINY_RECIPE = {
 
 @dataclass(frozen=True)
 class Project:
-    """Folders of nnU-Net below one root."""
+    """Folders of nnU-Net below one root.
+
+    Args:
+        root: of the folders.
+        recipe: variables of every command.
+    """
 
     root: Path
+    recipe: Mapping[str, str] = field(default_factory=lambda: TINY_RECIPE)
 
     @property
     def raw(self) -> Path:
@@ -55,10 +62,10 @@ class Project:
         Args:
             command: name and arguments.
             ok: whether it must succeed; False: it must fail.
-            variables: beside those of the project and TINY_RECIPE.
+            variables: beside those of the project and its recipe.
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("HYSPARK_")}
-        environment = {**inherited, **self.variables(), **TINY_RECIPE, **variables}
+        environment = {**inherited, **self.variables(), **self.recipe, **variables}
         arguments = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
         with tempfile.NamedTemporaryFile() as output:
             if "PYTHONPATH" in variables:

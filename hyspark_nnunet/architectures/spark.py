@@ -9,7 +9,7 @@ from hyspark_nnunet.building_blocks.plan_decoder import PlanDecoder
 from hyspark_nnunet.building_blocks.plan_encoder import PlanEncoder
 from hyspark_nnunet.building_blocks.reconstruction_decoder import ReconstructionDecoder
 
-DECODERS = ("unet", "reconstruction")
+DECODERS = PLAN_DECODER, RECONSTRUCTION_DECODER = ("unet", "reconstruction")
 
 
 class SparKMaskedAutoencoder(MaskedAutoencoder):
@@ -36,13 +36,13 @@ class SparKMaskedAutoencoder(MaskedAutoencoder):
         self,
         network: PlainConvUNet | ResidualEncoderUNet,
         input_channels: int,
-        decoder: str = "unet",
+        decoder: str = PLAN_DECODER,
         decoder_width: int | None = None,
     ) -> None:
         if decoder not in DECODERS:
             raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
         encoder = PlanEncoder(network.encoder)
-        if decoder == "unet":
+        if decoder == PLAN_DECODER:
             channels, kernel_sizes = encoder.output_channels[::-1], encoder.kernel_sizes[::-1]
             # fine-tuning continues with this decoder on raw skips
             densify = Densify(channels, channels, kernel_sizes, identity=True)

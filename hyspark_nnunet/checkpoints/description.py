@@ -5,7 +5,6 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from hyspark_nnunet.architectures.from_plans import encoder_arguments
 from hyspark_nnunet.checkpoints.heads import head_labels
 from hyspark_nnunet.checkpoints.storage import plain
 
@@ -13,7 +12,7 @@ from hyspark_nnunet.checkpoints.storage import plain
 def describe_network(
     configuration: ConfigurationManager,
     dataset_json: dict[str, Any],
-    preset: str,
+    sizes: dict[str, Any],
     input_channels: int,
     with_heads: bool,
     names: dict[str, str] | None = None,
@@ -23,19 +22,16 @@ def describe_network(
     Args:
         configuration: of the plan.
         dataset_json: of the dataset.
-        preset: of the recipe.
+        sizes: of the network, by name.
         input_channels: of the network.
         with_heads: whether the network has heads for the dataset's labels.
         names: further entries, such as the dataset's name.
     """
-    arguments = encoder_arguments(configuration, preset)
-    del arguments["conv_op"]
     description = {
-        "preset": preset,
         "input_channels": input_channels,
         "channel_names": dataset_json.get("channel_names"),
         "patch_size": configuration.patch_size,
-        **arguments,
+        **sizes,
         **(names or {}),
     }
     if with_heads:

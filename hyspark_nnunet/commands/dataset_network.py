@@ -10,12 +10,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from hyspark_nnunet.datasets.preprocessed import plans_in, preprocessed_folder
-from hyspark_nnunet.recipe.recipe import PretrainRecipe, Recipe
+from hyspark_nnunet.recipe.recipe import Recipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
+from hyspark_nnunet.training.finetune import FinetuneTrainer
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
+from hyspark_nnunet.training.pretrain import PretrainTrainer
+from hyspark_nnunet.training.spark import SparKFinetuneTrainer, SparKPretrainTrainer
 
-TRAINERS: dict[str, type[HySparKPretrainTrainer] | type[HySparKFinetuneTrainer]] = {
-    trainer.__name__: trainer for trainer in (HySparKPretrainTrainer, HySparKFinetuneTrainer)
+TRAINERS: dict[str, type[PretrainTrainer] | type[FinetuneTrainer]] = {
+    trainer.__name__: trainer
+    for trainer in (HySparKPretrainTrainer, HySparKFinetuneTrainer, SparKPretrainTrainer, SparKFinetuneTrainer)
 }
 
 
@@ -24,7 +28,7 @@ class DatasetNetwork(NamedTuple):
 
     network: nn.Module
     description: dict[str, Any]
-    trainer: type[HySparKPretrainTrainer] | type[HySparKFinetuneTrainer]
+    trainer: type[PretrainTrainer] | type[FinetuneTrainer]
     recipe: Recipe
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
@@ -90,13 +94,11 @@ def network_of_dataset(
     if sizes:
         section[trainer_class.recipe_class.kind] = {**section.get(trainer_class.recipe_class.kind, {}), **sizes}
     recipe = resolve_recipe(trainer_class.recipe_class, section, **({"environment": {}} if sizes else {}))
-    built: dict[str, Any] = {"preset": recipe.preset}
-    if isinstance(recipe, PretrainRecipe):
-        built["decoder_width"] = recipe.decoder_width
-    section[recipe.kind] = {**section.get(recipe.kind, {}), **built}
+    section[recipe.kind] = {**section.get(recipe.kind, {}), **trainer_class.family.network_fields(recipe)}
     plans["configurations"][configuration]["hyspark"] = section
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
+    trainer_class.family.check(settings, recipe)
     input_channels = determine_num_input_channels(manager, settings, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     with torch.device(device):

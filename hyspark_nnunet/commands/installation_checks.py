@@ -19,7 +19,7 @@ from typing import Any
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_NNUNET = (2, 8)
-TRAINERS = ("HySparKPretrainTrainer", "HySparKFinetuneTrainer")
+TRAINERS = ("HySparKPretrainTrainer", "HySparKFinetuneTrainer", "SparKPretrainTrainer", "SparKFinetuneTrainer")
 FOLDERS = {
     "nnUNet_raw": "raw datasets",
     "nnUNet_preprocessed": "preprocessed datasets; use a fast disk",
@@ -195,7 +195,7 @@ def check_variables() -> Finding:
 
 
 def check_trainers() -> Finding:
-    """Does nnU-Net find both trainers, and not others with the same names?"""
+    """Does nnU-Net find the trainers, and not others with the same names?"""
     value = os.environ.get("nnUNet_extTrainer")
     if str(PLUGINS) not in [os.path.realpath(path) for path in (value or "").split(os.pathsep) if path]:
         joined = f"${{nnUNet_extTrainer:+$nnUNet_extTrainer{os.pathsep}}}{PLUGINS}"
@@ -212,7 +212,7 @@ def check_trainers() -> Finding:
         if not module.startswith("hyspark_nnunet."):
             message = f"nnU-Net takes {name} from another module, {module}; nnUNet_extTrainer={value!r}"
             return Finding("trainers", "FAIL", message, "rename that class or remove its folder from the variable")
-    return Finding("trainers", "ok", f"nnU-Net finds {' and '.join(TRAINERS)}")
+    return Finding("trainers", "ok", f"nnU-Net finds {', '.join(TRAINERS)}")
 
 
 def _tiny_network_arguments() -> dict[str, Any]:

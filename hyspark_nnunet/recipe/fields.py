@@ -7,12 +7,17 @@ from types import NoneType
 from typing import Any, get_args
 
 from hyspark_nnunet.architectures.presets import PRESETS
+from hyspark_nnunet.architectures.spark import DECODERS
 from hyspark_nnunet.building_blocks.recomputation import DEPTHS
 
 PREFIX = "HYSPARK_"
 
 # values of intensity_augmentation
 AUGMENTATIONS = NO_AUGMENTATION, OF_INPUT, OF_BOTH = "none", "input", "both"
+
+# values of optimizer, and what nnUNetTrainer trains with
+OPTIMIZERS = ADAMW, SGD = "adamw", "sgd"
+SGD_DEFAULTS = {"initial_lr": 1e-2, "weight_decay": 3e-5}
 
 RELEASE = "HySparK's pre-training"
 NNUNET = "nnU-Net"
@@ -29,6 +34,8 @@ class Allowed:
 
 PRESET_NAME = Allowed(f"be one of {', '.join(PRESETS)}", lambda value: value in PRESETS)
 AUGMENTED = Allowed(f"be one of {', '.join(AUGMENTATIONS)}", lambda value: value in AUGMENTATIONS)
+OPTIMIZER = Allowed(f"be one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS)
+DECODER = Allowed(f"be one of {', '.join(DECODERS)}", lambda value: value in DECODERS)
 DEPTH = Allowed(f"be one of {', '.join(DEPTHS)}", lambda value: value in DEPTHS)
 AT_LEAST_ONE = Allowed("be at least 1", lambda value: value >= 1)
 NOT_NEGATIVE = Allowed("be at least 0", lambda value: value >= 0)

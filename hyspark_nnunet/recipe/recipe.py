@@ -6,23 +6,27 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hyspark_nnunet.architectures.spark import PLAN_DECODER
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.recipe.fields import (
     A_DATASET,
     ABOVE_ZERO_BELOW_ONE,
     ABOVE_ZERO_TO_ONE,
+    ADAMW,
     ANYTHING,
     AT_LEAST_ONE,
     AUGMENTED,
+    DECODER,
     DEPTH,
     NNUNET,
     NO_AUGMENTATION,
     NOT_NEGATIVE,
+    OPTIMIZER,
     OURS,
     PAIRS,
     POSITIVE,
@@ -101,10 +105,10 @@ class Recipe:
         "full: all of a block, for the least memory",
     )
     initial_lr: float = documented(
-        1e-4, POSITIVE, unit="AdamW's lr", source=RELEASE, meaning="AdamW's learning rate at the end of the warm-up"
+        1e-4, POSITIVE, unit="the optimizer's lr", source=RELEASE, meaning="learning rate at the end of the warm-up"
     )
     weight_decay: float = documented(
-        0.04, NOT_NEGATIVE, unit="AdamW's weight_decay", source=RELEASE, meaning="AdamW's weight decay"
+        0.04, NOT_NEGATIVE, unit="the optimizer's weight_decay", source=RELEASE, meaning="weight decay"
     )
     warmup_fraction: float = documented(
         0.4,
@@ -156,9 +160,24 @@ class Recipe:
         """The values by name, for JSON and checkpoints."""
         return {field.name: getattr(self, field.name) for field in recipe_fields(type(self))}
 
-    def describe(self) -> str:
-        """A table of fields, values and their sources."""
-        rows = [(name, text_of(value), self.source_of(name)) for name, value in self.as_dict().items()]
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """Refuses fields that were set although the trainer does not use them.
+
+        Args:
+            reasons: why it does not use them, by field.
+
+        Raises:
+            ValueError: one of them was set; names it, its value and its source.
+        """
+        for name, reason in reasons.items():
+            if (source := self.source_of(name)) != "default":
+                value = text_of(getattr(self, name))
+                raise ValueError(f"{name} is set to {value} (by the {source}), but {reason}: remove it")
+
+    def describe(self, unused: Collection[str] = ()) -> str:
+        """A table of fields, values and their sources, without unused fields."""
+        values = {name: value for name, value in self.as_dict().items() if name not in unused}
+        rows = [(name, text_of(value), self.source_of(name)) for name, value in values.items()]
         rows = [("field", "value", "from"), *rows]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         return "\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows)
@@ -166,7 +185,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(Recipe):
-    """Hyperparameters of HySparKPretrainTrainer."""
+    """Hyperparameters of HySparKPretrainTrainer and SparKPretrainTrainer."""
 
     kind: ClassVar[str] = "pretrain"
 
@@ -187,13 +206,22 @@ class PretrainRecipe(Recipe):
         source=RELEASE,
         meaning="fraction of the patch that is hidden; at least one unit must stay visible and one hidden",
     )
+    decoder: str = documented(
+        PLAN_DECODER,
+        DECODER,
+        unit="unet or reconstruction",
+        source=OURS,
+        meaning="decoder of SparKPretrainTrainer; unet: the plan's own, which fine-tuning continues with; "
+        "reconstruction: HySparK's, which fine-tuning does not use",
+    )
     decoder_width: int | None = documented(
         None,
         AT_LEAST_ONE,
         unit="channels",
         source="HySparK-B of the release",
-        meaning="width of the decoder's coarsest level; it is halved per level; "
-        "none: 48 * 2^(stages - 1) for presets B and L, 24 * 2^(stages - 1) for S",
+        meaning="width of the coarsest level of HySparK's decoder; it is halved per level; "
+        "none: 48 * 2^(stages - 1) for presets B and L, 24 * 2^(stages - 1) for S; with SparK, so that the finest "
+        "level has the first stage's channels",
     )
     mask_block: int = documented(
         1,
@@ -265,10 +293,18 @@ class PretrainRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe(Recipe):
-    """Hyperparameters of HySparKFinetuneTrainer."""
+    """Hyperparameters of HySparKFinetuneTrainer and SparKFinetuneTrainer."""
 
     kind: ClassVar[str] = "finetune"
 
+    optimizer: str = documented(
+        ADAMW,
+        OPTIMIZER,
+        unit="adamw or sgd",
+        source=OURS,
+        meaning="sgd: nnU-Net's, with Nesterov momentum 0.99, and initial_lr 0.01 and weight_decay 3e-5 unless they "
+        "are set",
+    )
     warmup_fraction: float = documented(
         0.05,
         ZERO_TO_BELOW_ONE,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import Field
 from typing import Any, TypeVar
 
-from hyspark_nnunet.recipe.fields import PREFIX, checked_type, parsed, recipe_fields, variable_name
+from hyspark_nnunet.recipe.fields import PREFIX, SGD, SGD_DEFAULTS, checked_type, parsed, recipe_fields, variable_name
 from hyspark_nnunet.recipe.recipe import RECIPES, Recipe
 
 # read elsewhere: tests/test_parity.py, tests/test_real_scans.py, checkpoints/transfer.py
@@ -48,6 +48,10 @@ def resolve_recipe(
             for name, value, source in found.get(scope, []):
                 if name in sources:
                     values[name], sources[name] = value, source
+    if values.get("optimizer") == SGD:
+        for name, value in SGD_DEFAULTS.items():
+            if name not in values:
+                values[name], sources[name] = value, f"default of optimizer {SGD}"
     recipe = recipe_class(**values, sources=sources)
     for found in everything:
         _check_other_trainers(found, recipe_class)

@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from hyspark_nnunet.checkpoints.report import TransferReport
-from hyspark_nnunet.recipe.fields import variable_name
+from hyspark_nnunet.recipe.fields import SGD, variable_name
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.data.loader_processes import augmenter
@@ -77,6 +77,12 @@ class FinetuneTrainer(RecipeTrainer):
         optimizer.register_step_pre_hook(skip_frozen)
         return optimizer, scheduler
 
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdamW, or SGD with the momentum of nnUNetTrainer."""
+        if self.recipe.optimizer == SGD:
+            return torch.optim.SGD(groups, lr=self.initial_lr, momentum=0.99, nesterov=True)
+        return super().build_optimizer(groups)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Separate groups for the encoder if its learning rate differs from the decoder's."""
         apart = self.recipe.decoder_warmup_epochs > 0 or self.recipe.encoder_hold_epochs > 0
@@ -97,8 +103,9 @@ class FinetuneTrainer(RecipeTrainer):
         self.reset_optimizer()
         if self.recipe.layer_decay is None:
             self.print_to_log_file(
-                "Layers loaded from the file have lower learning rates, the lower the closer to the input: the stem "
-                f"trains at {FIRST_LAYER_RATE:.2g} of the decoder's rate. For equal rates, set HYSPARK_LAYER_DECAY=1\n",
+                "Layers loaded from the file have lower learning rates, the lower the closer to the input: the "
+                f"first trains at {FIRST_LAYER_RATE:.2g} of the decoder's rate. For equal rates, set "
+                "HYSPARK_LAYER_DECAY=1\n",
                 add_timestamp=False,
             )
 

@@ -1,6 +1,6 @@
 """HySparK's networks and the two trainers that ``-tr`` names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -26,6 +26,11 @@ class HySparKFamily(NetworkFamily):
 
     Source: HySparK (arXiv 2408.05815).
     """
+
+    def without_meaning(self, recipe: Recipe) -> Mapping[str, str]:
+        if isinstance(recipe, PretrainRecipe):
+            return {"decoder": "only SparKPretrainTrainer has a choice of decoders"}
+        return {}
 
     def check(self, configuration: ConfigurationManager, recipe: Recipe) -> None:
         check_preset(configuration, recipe.preset)
@@ -60,7 +65,9 @@ class HySparKFamily(NetworkFamily):
         with_heads: bool,
         names: dict[str, str],
     ) -> dict[str, Any]:
-        return describe_network(configuration, dataset_json, recipe.preset, input_channels, with_heads, names)
+        sizes = {"preset": recipe.preset, **encoder_arguments(configuration, recipe.preset)}
+        del sizes["conv_op"]
+        return describe_network(configuration, dataset_json, sizes, input_channels, with_heads, names)
 
 
 class HySparKPretrainTrainer(PretrainTrainer):

@@ -1,13 +1,14 @@
 """What the trainers need to know about a family of networks; everything else of a training is the same for all."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe, Recipe
+from hyspark_nnunet.training.resuming import NETWORK_FIELDS
 
 
 class NetworkFamily(ABC):
@@ -16,6 +17,15 @@ class NetworkFamily(ABC):
     Both networks have their encoder as ``encoder``. The layers of the encoder, for layer decay, are found by the names
     of its parameters (``optimization.layer_of``).
     """
+
+    @abstractmethod
+    def without_meaning(self, recipe: Recipe) -> Mapping[str, str]:
+        """Fields of the recipe that these networks do not use, each with the reason; setting one is refused."""
+
+    def network_fields(self, recipe: Recipe) -> dict[str, Any]:
+        """The values of a recipe that a network is built from."""
+        unused = self.without_meaning(recipe)
+        return {k: v for k, v in recipe.as_dict().items() if k in NETWORK_FIELDS and k not in unused}
 
     @abstractmethod
     def check(self, configuration: ConfigurationManager, recipe: Recipe) -> None:

@@ -8,10 +8,17 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hyspark_nnunet.recipe.fields import ADAMW, SGD
+
 ENCODER, REST = "encoder", "decoder"
 WEIGHTS, EXEMPT = "weights", "norms, biases, mask tokens"
 # of the decoder's rate; with the seven layers of preset S at four stages this is a decay of 0.5 (docs/results.md)
 FIRST_LAYER_RATE = 1 / 128
+
+
+def optimizer_of(groups: Sequence[Mapping[str, Any]]) -> str:
+    """The kind of optimizer, "adamw" or "sgd", that parameter groups are from."""
+    return SGD if "nesterov" in groups[0] else ADAMW
 
 
 def parameter_groups(
@@ -104,10 +111,14 @@ def layer_of(name: str) -> str:
 
 
 def encoder_layers(network: nn.Module) -> dict[str, int]:
-    """Numbers of the encoder's layers, counted from the input: stem, stages, transformer blocks."""
+    """Numbers of the encoder's layers, counted from the input: stem, stages, transformer blocks.
+
+    PlainConvUNet has no stem, and only HySparK's encoder has transformer blocks.
+    """
     found = dict.fromkeys(layer_of(name) for name, _ in network.named_parameters() if name.startswith("encoder."))
     names = [name for name in found if name != "final norm"]
-    return {name: number for number, name in enumerate(names)} | {"final norm": len(names) - 1}
+    layers = {name: number for number, name in enumerate(names)}
+    return layers | {"final norm": len(names) - 1} if "final norm" in found else layers
 
 
 def describe_groups(optimizer: Optimizer, notes: Mapping[str, str]) -> str:

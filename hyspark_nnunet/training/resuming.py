@@ -10,21 +10,25 @@ from hyspark_nnunet.checkpoints.transfer import differences
 from hyspark_nnunet.recipe.fields import text_of, variable_name
 from hyspark_nnunet.recipe.recipe import Recipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
+from hyspark_nnunet.training.optimization import optimizer_of
 
 # recipe fields that a network is built from: stored in the results' plans.json, where prediction finds them
-NETWORK_FIELDS = ("preset", "decoder_width")
+NETWORK_FIELDS = ("preset", "decoder", "decoder_width")
 # with another value the same weights mean something else
 FIXED_FIELDS = (*NETWORK_FIELDS, "standardise_targets")
 # differences in these are reported elsewhere, or the checkpoint's value is taken
 UNREPORTED_FIELDS = ("num_epochs", "seed")
 # entries of a checkpoint's description that determine its weights' shapes and the strides between them
 SIZES = (
+    "network",
     "input_channels",
     "n_stages",
     "features_per_stage",
     "kernel_sizes",
     "strides",
     "n_blocks_per_stage",
+    "n_conv_per_stage",
+    "n_conv_per_stage_decoder",
     "expansion_per_stage",
     "vit_n_blocks",
 )
@@ -92,7 +96,14 @@ def group_mismatch(checkpoint: Mapping[str, Any], groups: Sequence[Mapping[str, 
 
     PyTorch's own message does not say what to do.
     """
-    trained = [group.get("name") for group in checkpoint["optimizer_state"]["param_groups"]]
+    trained_groups = checkpoint["optimizer_state"]["param_groups"]
+    kinds = [optimizer_of(some) for some in (trained_groups, groups)]
+    if kinds[0] != kinds[1]:
+        return (
+            f"the checkpoint was trained with optimizer {kinds[0]}, but the recipe has {kinds[1]}: set "
+            f"{variable_name('optimizer')}={kinds[0]}"
+        )
+    trained = [group.get("name") for group in trained_groups]
     here = [group.get("name") for group in groups]
     if trained == here:
         return None

@@ -41,7 +41,7 @@ from hyspark_nnunet.training.distributed import DistributedTraining
 from hyspark_nnunet.training.network_family import NetworkFamily
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
 from hyspark_nnunet.training.pretrained_weights import route_pretrained_weights
-from hyspark_nnunet.training.resuming import NETWORK_FIELDS, check_other_folds
+from hyspark_nnunet.training.resuming import check_other_folds
 from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.schedules import ProgressScheduler
 
@@ -103,6 +103,7 @@ class RecipeTrainer(DistributedTraining):
         Raises:
             ValueError: names the value and what to do.
         """
+        self.recipe.refuse(self.family.without_meaning(self.recipe))
         self.family.check(settings, self.recipe)
         mask_grid(settings.patch_size, unit_size(self.family.strides(settings, self.recipe)))
 
@@ -153,7 +154,8 @@ class RecipeTrainer(DistributedTraining):
         self.was_initialized = True
         self.logger.update_config({"hparas": {**self.recipe.as_dict(), "batch_size": self.global_batch_size}})
         route_pretrained_weights(self)
-        self.print_to_log_file(f"\nRecipe of {type(self).__name__}:\n{self.recipe.describe()}\n", add_timestamp=False)
+        recipe = self.recipe.describe(unused=self.family.without_meaning(self.recipe))
+        self.print_to_log_file(f"\nRecipe of {type(self).__name__}:\n{recipe}\n", add_timestamp=False)
 
     def describe_network(self) -> dict[str, Any]:
         return self.family.describe(
@@ -187,7 +189,7 @@ class RecipeTrainer(DistributedTraining):
 
     def _write_recipe_to_plans(self) -> None:
         """Prediction reads the results' plans.json, and builds the network from it."""
-        fields = {name: value for name, value in self.recipe.as_dict().items() if name in NETWORK_FIELDS}
+        fields = self.family.network_fields(self.recipe)
         plan, kind = self.configuration_manager.configuration.get("hyspark") or {}, self.recipe.kind
         section = {**plan, kind: {**plan.get(kind, {}), **fields}}
         self.plans_manager.plans["configurations"][self.configuration_name]["hyspark"] = section
@@ -198,10 +200,14 @@ class RecipeTrainer(DistributedTraining):
     # ------------------------------------------------------------------------------------------- optimization
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressScheduler]:
-        """AdamW; norms, biases and mask tokens do not decay."""
-        # not those of self.network: torch.compile's wrapper renames the parameters
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.initial_lr)
+        """The optimizer and its schedule; norms, biases and mask tokens do not decay."""
+        # not the parameters of self.network: torch.compile's wrapper renames them
+        optimizer = self.build_optimizer(self.parameter_groups())
         return optimizer, self.build_scheduler(optimizer, self.num_epochs)
+
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdamW for these parameter groups."""
+        return torch.optim.AdamW(groups, lr=self.initial_lr)
 
     def reset_optimizer(self) -> None:
         """Builds optimizer and schedule for the parameter groups as they are now."""

@@ -35,6 +35,7 @@ PRETRAIN = {
     "final_weight_decay": 0.2,
     "gradient_clip": 5.0,
     "mask_ratio": 0.75,
+    "decoder": "unet",
     "decoder_width": None,
     "mask_block": 1,
     "standardise_targets": True,
@@ -47,6 +48,7 @@ PRETRAIN = {
     "probe_dataset": None,
 }
 FINETUNE = {
+    "optimizer": "adamw",
     "warmup_fraction": 0.05,
     "polynomial_exponent": 0.9,
     "decoder_warmup_epochs": 0,
@@ -106,6 +108,7 @@ class TestAllowedValues:
             ("mask_ratio", 0.0, "lie strictly between 0 and 1"),
             ("mask_ratio", 1.0, "lie strictly between 0 and 1"),
             ("decoder_width", 0, "be at least 1 or none"),
+            ("decoder", "hyspark", "be one of unet, reconstruction"),
             ("num_pictures", -1, "be at least 0"),
             ("picture_every", 0, "be at least 1"),
             ("seed", -1, "lie in [0, 2^63) or none"),
