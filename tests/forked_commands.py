@@ -1,7 +1,7 @@
 """nnU-Net's commands and ours in processes forked from one that has imported nnU-Net: without seconds of importing.
 
 A command is the function of its entry point, called in a process of its own with the arguments, environment, working
-folder and output of the command. Only what is read at an import differs from a process that starts anew:
+folder and output of the command. Only what is read at an import differs from a newly started process:
 ``ENVIRONMENT`` and ``PYTHONPATH`` (of which modules are found that nothing has tried to import).
 
 As a script this is the server. It reads a JSON line per command from its standard input, an ``Order``, and answers

@@ -57,7 +57,7 @@ class Project:
         """Runs a command of the running environment; returns what it printed.
 
         In a process that is forked from one that has imported nnU-Net; with PYTHONPATH, which counts when modules are
-        imported, in one that starts anew.
+        imported, in a newly started one.
 
         Args:
             command: name and arguments.

@@ -37,13 +37,13 @@ FINETUNED = TRAINED.format("004_Hippocampus/HySparKFinetuneTrainer__nnUNetPlans"
 
 def write_decathlon_task(folder: Path) -> None:
     """Writes synthetic scans in the Decathlon's layout: Task04_Hippocampus with imagesTr, labelsTr, imagesTs."""
-    made = write_dataset(folder / "made", 4, "Hippocampus", n_train=5, n_test=2, shape=(32, 32, 32))
+    source = write_dataset(folder / "synthetic", 4, "Hippocampus", n_train=5, n_test=2, shape=(32, 32, 32))
     task = folder / "Task04_Hippocampus"
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (task / part).mkdir(parents=True)
-        for file in (made / part).iterdir():
+        for file in (source / part).iterdir():
             # there, files of one channel have no number for it
-            shutil.move(file, task / part / file.name.replace("made", "hippocampus").replace("_0000", ""))
+            shutil.move(file, task / part / file.name.replace("synthetic", "hippocampus").replace("_0000", ""))
     description = {
         "name": "Hippocampus",
         "modality": {"0": "MRI"},

@@ -36,20 +36,20 @@ class LayoutConvolution(Recomputing):
         if any(k % 2 == 0 for k in kernel_size):
             raise ValueError(f"kernel size {tuple(kernel_size)} is even on an axis; HySparK needs odd kernels (1 or 3)")
         self.groups = groups
-        # the parameters, their initial values and their names are those of torch's own class
+        # parameters with the names and initial values of torch's own class
         reference = convolution_class(len(kernel_size))(in_channels, out_channels, tuple(kernel_size), groups=groups)
         self.weight, self.bias = reference.weight, reference.bias
 
     def forward(self, field: Tensor, layout: DenseLayout) -> Tensor:
         """Field (N, *spatial, C_in) to (N, *spatial, C_out)."""
-        layout.prepare(self.weight.shape[2:])  # before it is recomputed
+        layout.prepare(self.weight.shape[2:])  # once, not again in the recomputation
         return self.light(lambda f: layout.convolve(f, self.weight, self.bias, self.groups), field)
 
 
 class MedNeXtBlock(Recomputing):
     """Depth-wise convolution, LayerNorm, expansion, GELU, projection, residual.
 
-    Source: MedNeXt (arXiv 2303.09975), as HySparK's release uses it: LayerNorm over channels in place of GroupNorm.
+    Source: MedNeXt (arXiv 2303.09975), as HySparK's release uses it: with LayerNorm over channels instead of GroupNorm.
 
     Args:
         channels: of input and output.

@@ -1,11 +1,13 @@
 """A transposed convolution and the convolution behind it, as one convolution on the coarse grid.
 
-Both are linear. Per output parity (position modulo the stride) they are a single small convolution of the coarse grid:
-with stride 2 and kernel 3, 2 taps per axis in place of 3, and nothing of the transposed convolution's size is ever
-stored. All parities are computed as the channels of one convolution, then written to their places on the fine grid.
+Both are linear. For each output parity (position modulo the stride), the two together equal one small convolution of
+the coarse grid: with stride 2 and kernel 3 it has 2 taps per axis instead of 3. The output of the transposed
+convolution is never stored. All parities are computed as channels of one convolution, then written to their places on
+the fine grid.
 
-Zero padding on the fine grid follows by itself, but for the transposed convolution's bias, which the padding does not
-have: what the bias contributes is computed apart, and corrected on faces, edges and corners.
+Zero padding of the coarse grid gives the same border values, except for the bias of the transposed convolution: the
+fine grid's padding has no bias. The contribution of this bias is computed separately and corrected on faces, edges and
+corners.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Activation checkpointing: what the backward pass needs is computed again in place of being kept.
+"""Activation checkpointing: what the backward pass needs is computed again instead of being kept.
 
-Two depths beyond none. "light" recomputes what costs next to nothing: halos, GELU, normalisation and ReLU. "full"
-recomputes whole MedNeXt blocks and decoder levels: a third forward pass's worth of operations for most of the memory.
+There are three depths. "none" recomputes nothing. "light" recomputes cheap operations: halos, GELU, normalisation and
+ReLU. "full" recomputes complete blocks and decoder levels: it saves most of the memory for about one more forward pass.
 Source: torch.utils.checkpoint; arXiv 1604.06174.
 """
 

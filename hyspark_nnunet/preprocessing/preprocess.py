@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, CaseFiles, read_dataset, resolved
 from hyspark_nnunet.datasets.parallel import for_each
 from hyspark_nnunet.preprocessing.disk_space import GB, check_disk_space
@@ -53,7 +54,7 @@ def preprocess(raw: Path, preprocessed: Path, plans: str, configuration: str, op
 
     Args:
         raw: folder of the dataset in nnUNet_raw.
-        preprocessed: its folder in nnUNet_preprocessed, with plans and dataset.json.
+        preprocessed: its folder in nnUNet_preprocessed, with plans; a missing dataset.json is copied from ``raw``.
         plans: name of the plans.
         configuration: name.
         options: how.
@@ -67,6 +68,10 @@ def preprocess(raw: Path, preprocessed: Path, plans: str, configuration: str, op
         OSError: not enough disk space.
         RuntimeError: a worker process was killed.
     """
+    if not (preprocessed / DATASET_JSON).is_file() and preprocessed.is_dir():
+        # planning copies it; plans that nnUNetv2_move_plans_between_datasets brought come without it
+        with replacing(preprocessed / DATASET_JSON) as new:
+            shutil.copyfile(raw / DATASET_JSON, new)
     run = _read_run(raw, preprocessed, plans, configuration)
     _make_room(run, options)
     mine = cases_of_part(run.sizes, options.part)

@@ -61,7 +61,7 @@ def test_kills(commands: Commands, tmp_path: Path) -> None:
             lost.append(expected - started[0])
             assert lost[-1] < SAVE_EVERY, (expected, started)
         expected = started[-1]
-        # whatever a checkpoint's name says, the file is whole
+        # whatever a checkpoint's name says, the file is intact
         for file in folder.glob("checkpoint_*.pth"):
             assert read_checkpoint(file)["current_epoch"] <= expected + 1
     print(f"\n{number + 1} kills, {while_writing} of them with a checkpoint half written; epochs lost: {lost}")

@@ -36,6 +36,8 @@ def rewritten(before: Mapping[str, int], after: Mapping[str, int]) -> set[str]:
 def test_files_are_those_of_nnunet_and_finished_cases_are_kept(
     project: Project, by_nnunet: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # as after nnUNetv2_move_plans_between_datasets
+    (project.preprocessed / NAME / "dataset.json").unlink()
     assert run(project) == 0
     assert files_of(project) == files_of(by_nnunet)
     printed = capsys.readouterr().out
