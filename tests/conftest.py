@@ -4,10 +4,15 @@ import locale
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 import torch
 
 from tests.small_networks import cubic, small_arguments
+
+# a busy machine is slow, not wrong
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @dataclass(frozen=True)
