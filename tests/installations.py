@@ -1,5 +1,6 @@
 """Real installations in fresh venvs, for tests that must not see the packages of the running environment."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("hyspark_nnunet", "nnunetv2_plugins")
@@ -28,6 +31,14 @@ AROUND = (
     "tests",
 )
 VARIABLE = "nnUNet_extTrainer"
+
+# By their metadata: importlib.util.find_spec("pip") makes setuptools refuse to be imported later in this process, and
+# torch.compile imports it (setuptools' _distutils_hack takes the search for pip as the start of pip).
+installed = {distribution.name for distribution in importlib.metadata.distributions()}
+needs_build_tools = pytest.mark.skipif(
+    not {"pip", "setuptools"} <= installed,
+    reason="building the package needs setuptools and pip in the interpreter that runs the tests",
+)
 
 
 def run(*words: str | Path, **environment: str) -> str:

@@ -1,7 +1,6 @@
 """Installing makes nnU-Net find the trainers, and uninstalling leaves nothing: real installations in fresh venvs."""
 
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributions import missing_in_sdist, missing_in_wheel, surplus_in_wheel
-from tests.installations import VARIABLE, Installation, build_wheel, copy_sources, run
+from tests.installations import VARIABLE, Installation, build_wheel, copy_sources, needs_build_tools, run
 
 KINDS = ("wheel", "sdist", "editable")
 SHOW = f"import os; print(os.environ.get({VARIABLE!r}))"  # what nnU-Net would search
@@ -28,10 +27,7 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, "-c", {SHOW!r}], check=True)
 """
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None,
-    reason="building the package needs setuptools and pip in the interpreter that runs the tests",
-)
+pytestmark = needs_build_tools
 
 
 @pytest.fixture(scope="module")

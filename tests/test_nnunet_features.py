@@ -4,7 +4,6 @@ Two datasets in one project share the work: one is anisotropic with an ignore la
 a cascade.
 """
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -15,7 +14,7 @@ import SimpleITK as sitk
 import torch
 
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
-from tests.installations import Installation, build_wheel, copy_sources
+from tests.installations import Installation, build_wheel, copy_sources, needs_build_tools
 from tests.nnunet_cases import write_balls
 from tests.nnunet_project import FINETUNER, PRETRAINER, Project
 
@@ -224,10 +223,7 @@ def test_configurations_are_compared_and_ensembled(project: Project, flat: dict[
     assert f"ensemble___{FINETUNER}" in printed and (project.results / FLAT / "inference_instructions.txt").is_file()
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None,
-    reason="building the package needs setuptools and pip in the interpreter that runs the tests",
-)
+@needs_build_tools
 def test_a_model_exported_here_predicts_in_a_fresh_environment(
     project: Project, flat: dict[str, Path], tmp_path: Path
 ) -> None:
