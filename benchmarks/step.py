@@ -124,24 +124,26 @@ PARTS = ("encoder", "step", "allocator", "presets", "ratios", "batches", "shapes
 def measure_spark(part: str, device: str, rounds: int) -> list[dict[str, Any]]:
     """The rows of a part about nnU-Net's own networks."""
     variants = [*NNUNET_KEPT, *BLOCKS_KEPT]
+    # beside the encoder's table: nnU-Net's modules in the faster memory format, and the package's default
+    pair = [NNUNET_KEPT[1], BLOCKS_KEPT[1]]
     if device == "cuda":
-        variants = [replace(variant, keep_memory=False) for variant in variants]
+        variants, pair = ([replace(variant, keep_memory=False) for variant in those] for those in (variants, pair))
     six_stages = isotropic(LARGE.patch, n_stages=6)
     resenc = SparKCase(shape=six_stages, device=device)
     if part == "spark_encoder":
         return compare(replace(resenc, encoder_only=True), variants, rounds)
     if part == "spark_step":
-        return compare(resenc, variants, rounds)
+        return compare(resenc, pair, rounds)
     others = {
-        "ResEnc-M, mask ratio 0.9": replace(resenc, mask_ratio=0.9),
         "ResEnc-M, five stages": replace(resenc, shape=CUBE),
-        "PlainConvUNet": replace(resenc, residual=False),
+        "ResEnc-M, five stages, mask ratio 0.9": replace(resenc, shape=CUBE, mask_ratio=0.9),
+        "PlainConvUNet, five stages": replace(resenc, shape=CUBE, residual=False),
     }
     return [
         {"network": name, "computed": "encoder" if only else "step"} | row
         for name, case in others.items()
         for only in (True, False)
-        for row in compare(replace(case, encoder_only=only), variants, rounds)
+        for row in compare(replace(case, encoder_only=only), pair, rounds)
     ]
 
 
