@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
-from hyspark_nnunet.architectures.from_plans import decoder_width
-from hyspark_nnunet.architectures.presets import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS, decoder_width
 from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.train import leave
 from hyspark_nnunet.training.loss import reconstruction_loss

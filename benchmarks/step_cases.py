@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from benchmarks.dense_baseline import DenseBaseline
 from benchmarks.dense_spark import DenseSparK
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
-from hyspark_nnunet.architectures.from_plans import decoder_width
 from hyspark_nnunet.architectures.masked_autoencoder import MaskedAutoencoder
-from hyspark_nnunet.architectures.presets import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS, decoder_width
 from hyspark_nnunet.architectures.spark import SparKMaskedAutoencoder
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible
 

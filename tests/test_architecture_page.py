@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
-from hyspark_nnunet.architectures.from_plans import decoder_width
+from hyspark_nnunet.architectures.presets import decoder_width
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible
 from tests.small_networks import preset_arguments
 

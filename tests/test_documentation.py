@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
-from hyspark_nnunet.architectures.from_plans import decoder_width
-from hyspark_nnunet.architectures.presets import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS, decoder_width
 from hyspark_nnunet.recipe.recipe import RECIPES, recipe_table_markdown
 from tests.small_networks import preset_arguments
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from hyspark_nnunet.architectures.masked_autoencoder import HySparKMaskedAutoencoder
 from hyspark_nnunet.architectures.plan_arguments import per_axis
-from hyspark_nnunet.architectures.presets import PRESETS
+from hyspark_nnunet.architectures.presets import PRESETS, decoder_width
 from hyspark_nnunet.architectures.unet import HySparKUNet
 
 MAX_STRIDE = 16
@@ -96,11 +96,6 @@ def encoder_arguments(configuration: ConfigurationManager, preset: str) -> dict[
         "strides": strides[:n],
         **PRESETS[preset].encoder_sizes(n),
     }
-
-
-def decoder_width(n_stages: int, preset: str, width: int | None) -> int:
-    """Width of the reconstruction decoder: as given, or the preset's finest width doubled per level."""
-    return PRESETS[preset].finest_width * 2 ** (n_stages - 1) if width is None else width
 
 
 def pretraining_network(

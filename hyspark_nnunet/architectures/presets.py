@@ -39,3 +39,8 @@ PRESETS: Mapping[str, Preset] = {
     "B": Preset((32, 64, 128, 256, 384), (1, 1, 3, 3, 1), (2, 4, 4, 4, 2), 3, 48),
     "L": Preset((48, 96, 192, 384, 576), (1, 2, 4, 4, 1), (2, 4, 4, 4, 2), 6, 48),
 }
+
+
+def decoder_width(n_stages: int, preset: str, width: int | None) -> int:
+    """Width of the reconstruction decoder: as given, or the preset's finest width doubled per level."""
+    return PRESETS[preset].finest_width * 2 ** (n_stages - 1) if width is None else width

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyspark_nnunet.architectures.from_plans import decoder_width
+from hyspark_nnunet.architectures.presets import decoder_width
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, required_sizes
 from hyspark_nnunet.checkpoints.reference import own_form, to_reference

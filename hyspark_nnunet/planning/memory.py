@@ -13,8 +13,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,6 +83,10 @@ def segmentation_bytes(
 
 def of_nnunets_loss(logits: Tensor | list[Tensor]) -> Tensor:
     """nnU-Net's Dice and cross-entropy against background alone, summed over the levels of deep supervision."""
+    # here: memory of pre-training is counted without nnU-Net, too (benchmarks/gpu_check.py)
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
     options = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
     loss = DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss)
     levels = logits if isinstance(logits, list) else [logits]

@@ -8,11 +8,11 @@ from torch import nn
 
 from hyspark_nnunet.architectures.from_plans import (
     check_preset,
-    decoder_width,
     encoder_arguments,
     pretraining_network,
     segmentation_network,
 )
+from hyspark_nnunet.architectures.presets import decoder_width
 from hyspark_nnunet.building_blocks.reconstruction_decoder import check_width
 from hyspark_nnunet.checkpoints.description import describe_network
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe, Recipe

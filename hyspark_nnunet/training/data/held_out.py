@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor
 
 from hyspark_nnunet.masking import sample_visible
+
+if TYPE_CHECKING:
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 SEED = 2408_05815  # HySparK's arXiv number
 DRAWS_PER_BATCH = 10  # at most, if patches have to be drawn again
@@ -62,7 +64,7 @@ class HeldOutPatches:
 
     def __init__(
         self,
-        loader: nnUNetDataLoader,
+        loader: "nnUNetDataLoader",
         n_batches: int,
         grid: Sequence[int],
         mask_ratio: float,
@@ -86,7 +88,7 @@ class HeldOutPatches:
             self.batches.append({**kept, "unreadable": batch.get("unreadable", {})})
         self._position = 0
 
-    def _draw(self, loader: nnUNetDataLoader, n_batches: int) -> list[dict]:
+    def _draw(self, loader: "nnUNetDataLoader", n_batches: int) -> list[dict]:
         """``n_batches`` batches of finite patches; other patches are left out, their cases are in ``not_finite``."""
         drawn, keys, images, counted = [], [], [], []
         for _ in range(n_batches * DRAWS_PER_BATCH):

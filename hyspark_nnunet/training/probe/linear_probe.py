@@ -11,15 +11,17 @@ position encoding, which needs no training, would tell a linear head much about 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyspark_nnunet.datasets.dataset_json import LABELS, OUR_KEY
 from hyspark_nnunet.training.data.held_out import SEED, fixed_numpy_seed
+
+if TYPE_CHECKING:
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 PATCHES_PER_CASE = 4  # each with its own position and mirroring
 # a patch is cut out of a patch larger by this factor: its centre is up to a quarter of its size from a labelled voxel
@@ -100,8 +102,8 @@ class LinearProbe:
     @classmethod
     def drawn_from(
         cls,
-        loaders_to_fit: Sequence[nnUNetDataLoader],
-        loaders_to_score: Sequence[nnUNetDataLoader],
+        loaders_to_fit: Sequence["nnUNetDataLoader"],
+        loaders_to_score: Sequence["nnUNetDataLoader"],
         patch_size: Sequence[int],
         ignore_label: int | None,
         mirror_axes: Sequence[int] = (),
