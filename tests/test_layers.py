@@ -14,9 +14,10 @@ LAYERS = (
     ("architectures",),
     ("checkpoints", "recipe", "datasets"),
     ("loading", "training.loss", "training.runtime"),
-    ("training.data",),
+    ("training.data", "training.memory"),
     ("training.probe",),
-    ("training", "planning", "preprocessing"),
+    ("training", "preprocessing"),
+    ("planning",),
     ("commands",),
     ("cli", "demo", "train"),
 )

@@ -1,6 +1,7 @@
 """nnU-Net's real commands with SparK's trainers, on synthetic data and nnU-Net's own plans."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
     project.train(6, "all", PRETRAINER, HYSPARK_NUM_EPOCHS="1", HYSPARK_FINAL_VALIDATION_CASES="0")
     printed = project.train(6, "all", PRETRAINER, "--c", HYSPARK_FINAL_VALIDATION_CASES="1")
     assert "Epoch 1" in printed and "Epoch 0" not in printed and "\npreset " not in printed
+    assert re.search(r"A step of 2 patches of 32 x 32 x 32 voxels is estimated to take 1\.\d GB of each GPU", printed)
     folder = project.fold_folder(DATASET, PRETRAINER, "all")
     pretraining = read_checkpoint(folder / "checkpoint_final.pth")
     assert pretraining["current_epoch"] == 2 and pretraining["recipe"]["decoder"] == "unet"
@@ -94,6 +96,10 @@ def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
         deep_supervision=True,
     )
     network.load_state_dict(tuned)
+
+    printed = project.run("hyspark_nnunet", "checkpoint", "probe", weights, "-d", "6", "--cases", "1")
+    lines = [line for line in printed.splitlines() if " label 1 " in line]
+    assert [line.split("  ")[0] for line in lines] == ["random weights, SparK", weights]
 
     project.predict(DATASET, "0", FINETUNER, tmp_path)
     (case,) = (project.raw / DATASET / "labelsTs").glob("*.nii.gz")

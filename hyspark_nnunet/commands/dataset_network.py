@@ -89,22 +89,21 @@ def network_of_dataset(
     """
     plans, dataset_json = plans_of_dataset(dataset, configuration, plans_name)
     trainer_class = TRAINERS[trainer]
-    section = copy.deepcopy(PlansManager(plans).get_configuration(configuration).configuration.get("hyspark") or {})
+    family = trainer_class.family
+    section = dict(copy.deepcopy(family.section(PlansManager(plans).get_configuration(configuration).configuration)))
     # given sizes replace those of the plan, and of the environment, which otherwise counts as in a training
     if sizes:
         section[trainer_class.recipe_class.kind] = {**section.get(trainer_class.recipe_class.kind, {}), **sizes}
     recipe = resolve_recipe(trainer_class.recipe_class, section, **({"environment": {}} if sizes else {}))
-    section[recipe.kind] = {**section.get(recipe.kind, {}), **trainer_class.family.network_fields(recipe)}
-    plans["configurations"][configuration]["hyspark"] = section
+    section[recipe.kind] = {**section.get(recipe.kind, {}), **family.network_fields(recipe)}
+    plans["configurations"][configuration][family.section_name] = section
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
-    trainer_class.family.check(settings, recipe)
+    family.check(settings, recipe)
     input_channels = determine_num_input_channels(manager, settings, dataset_json)
     heads = manager.get_label_manager(dataset_json).num_segmentation_heads
     with torch.device(device):
         network = trainer_class.build_network_architecture(manager, settings, input_channels, heads, True)
     names = {"dataset": manager.dataset_name, "configuration": configuration, "plans": plans_name}
-    description = trainer_class.family.describe(
-        settings, dataset_json, recipe, input_channels, trainer_class.has_heads, names
-    )
+    description = family.describe(settings, dataset_json, recipe, input_channels, trainer_class.has_heads, names)
     return DatasetNetwork(network, description, trainer_class, recipe, plans, dataset_json)

@@ -15,9 +15,12 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 
 from hyspark_nnunet.commands.plan_options import PREPROCESSOR
 from hyspark_nnunet.commands.preprocess import preprocess_configurations
+from hyspark_nnunet.planning.batch_planner import BatchPlanner
+from hyspark_nnunet.planning.file_plans import PLANS_NAME, FilePlans, is_file
 from hyspark_nnunet.planning.fingerprint import extract_sampled_fingerprint
 from hyspark_nnunet.planning.like import plan_like, source_plans_of
 from hyspark_nnunet.planning.planner import HySparKPlanner
+from hyspark_nnunet.planning.spark import SparKPlanner, existing_plans, memory_target_of
 
 
 def plan(arguments: argparse.Namespace) -> str:
@@ -30,15 +33,16 @@ def plan(arguments: argparse.Namespace) -> str:
         ValueError: options that contradict each other.
     """
     a = arguments
-    if a.like is not None and (a.overwrite_target_spacing is not None or a.preprocessor_name != PREPROCESSOR):
-        raise ValueError(
-            f"--like copies spacing and preprocessor from dataset {a.like}: omit -overwrite_target_spacing and "
-            "-preprocessor_name, or plan that dataset with them"
-        )
-    if a.like is None and a.like_plans is not None:
-        raise ValueError(f"-like_plans {a.like_plans} names plans of another dataset: name that dataset with --like")
+    _refuse_contradictions(a)
     # first, because fingerprints take long
-    source = None if a.like is None else source_plans_of(a.like, a.preset, a.like_plans)
+    file, sources = None, {}
+    if a.like is not None and is_file(a.like):
+        file = FilePlans(a.like)
+        _refuse_what_the_file_says(file, a)
+    elif a.like is not None:
+        sources = dict.fromkeys(a.d, source_plans_of(a.like, a.preset, a.plans or a.like_plans))
+    elif a.plans is not None:
+        sources = {dataset: existing_plans(dataset, a.plans) for dataset in a.d}
     if a.fingerprint_cases is None:
         extract_fingerprints(
             a.d, a.fpe, a.npfp, a.verify_dataset_integrity, a.clean, a.verbose, show_progress_bar=not a.no_pbar
@@ -48,9 +52,13 @@ def plan(arguments: argparse.Namespace) -> str:
             extract_sampled_fingerprint(
                 dataset, a.fpe, a.fingerprint_cases, a.npfp, a.verify_dataset_integrity, a.clean, not a.no_pbar
             )
-    names = [_plan_dataset(dataset, a, source) for dataset in a.d]
+    if file is not None:
+        names = [_plan_like_file(dataset, a, file) for dataset in a.d]
+    else:
+        names = [_plan_dataset(dataset, a, sources.get(dataset)) for dataset in a.d]
+    method = "SparK" if a.plans is not None or file is not None and file.preset is None else "HySparK"
     print(
-        f"Train with -p {names[0]} and HySparKPretrainTrainer or HySparKFinetuneTrainer. nnUNetTrainer trains the "
+        f"Train with -p {names[0]} and {method}PretrainTrainer or {method}FinetuneTrainer. nnUNetTrainer trains the "
         "segmentation network from scratch."
     )
     return names[0]
@@ -80,19 +88,71 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> int:
     return status
 
 
+def _refuse_contradictions(a: argparse.Namespace) -> None:
+    copied = a.overwrite_target_spacing is not None or a.preprocessor_name != PREPROCESSOR
+    if a.like is not None and is_file(a.like):
+        if names := [f"{option} {name}" for option, name in (("-p", a.plans), ("-like_plans", a.like_plans)) if name]:
+            raise ValueError(f"--like {a.like} is a file, which says its own network: omit {' and '.join(names)}")
+        return
+    if a.like is not None and copied:
+        raise ValueError(
+            f"--like copies spacing and preprocessor from dataset {a.like}: omit -overwrite_target_spacing and "
+            "-preprocessor_name, or plan that dataset with them"
+        )
+    if a.like is None and a.like_plans is not None:
+        raise ValueError(f"-like_plans {a.like_plans} names plans of another dataset: name that dataset with --like")
+    if a.plans is not None and a.like_plans is not None:
+        raise ValueError(
+            f"-p {a.plans} and -like_plans {a.like_plans} both name plans of dataset {a.like}: give -p for nnU-Net's "
+            "network and SparK, or -like_plans for HySparK's batch sizes"
+        )
+    if a.plans is not None and a.like is None and (copied or a.overwrite_plans_name is not None):
+        raise ValueError(
+            f"-p {a.plans} changes nothing in these plans but the batch of pre-training: omit "
+            "-overwrite_target_spacing, -preprocessor_name and -overwrite_plans_name, or give them to nnU-Net's planner"
+        )
+
+
 def _plan_dataset(dataset: int, a: argparse.Namespace, source: dict[str, Any] | None) -> str:
-    if source is not None:
+    if source is None:
+        _, name = plan_experiment_dataset(
+            dataset,
+            functools.partial(HySparKPlanner, preset=a.preset),
+            a.gpu_memory_target,
+            a.preprocessor_name,
+            a.overwrite_target_spacing,
+            a.overwrite_plans_name,
+        )
+        return name
+    if a.plans is None:
         target = {"gpu_memory_target_in_gb": a.gpu_memory_target, "preset": _preset_of(source, a.preset)}
         return plan_like(HySparKPlanner(dataset, **target), source, a.overwrite_plans_name)
-    _, name = plan_experiment_dataset(
-        dataset,
-        functools.partial(HySparKPlanner, preset=a.preset),
-        a.gpu_memory_target,
-        a.preprocessor_name,
-        a.overwrite_target_spacing,
-        a.overwrite_plans_name,
-    )
-    return name
+    planner = SparKPlanner(dataset, memory_target_of(source, a.gpu_memory_target))
+    if a.like is not None:
+        return plan_like(planner, source, a.overwrite_plans_name)
+    print(planner.add_pretraining_batches(source))
+    return a.plans
+
+
+def _refuse_what_the_file_says(file: FilePlans, a: argparse.Namespace) -> None:
+    given = []
+    if file.says_spacing and a.overwrite_target_spacing is not None:
+        given.append("-overwrite_target_spacing")
+    if file.plans is not None and a.preprocessor_name != PREPROCESSOR:
+        given.append("-preprocessor_name")
+    if given:
+        raise ValueError(f"--like copies them from {file.file}: omit {' and '.join(given)}")
+
+
+def _plan_like_file(dataset: int, a: argparse.Namespace, file: FilePlans) -> str:
+    planner: BatchPlanner
+    if file.preset is not None:
+        planner = HySparKPlanner(dataset, a.gpu_memory_target, preset=file.preset)
+    else:
+        target = memory_target_of(file.plans or {}, a.gpu_memory_target or file.memory_target)
+        planner = SparKPlanner(dataset, target, a.preprocessor_name, a.overwrite_target_spacing)
+    name = a.overwrite_plans_name or (None if file.plans is not None else PLANS_NAME)
+    return plan_like(planner, file.for_dataset(planner), name, file.file)
 
 
 def _preset_of(source: dict, preset: str) -> str:

@@ -11,12 +11,24 @@ def add_plan_commands(commands: Any) -> tuple[argparse.ArgumentParser, argparse.
     """Adds the parsers of ``plan`` and ``plan_and_preprocess``; the caller sets the functions that run them."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("-d", nargs="+", type=int, required=True, metavar="ID", help="datasets")
+    shared.add_argument(
+        "-p",
+        dest="plans",
+        metavar="NAME",
+        help="plans of nnU-Net that exist, such as nnUNetResEncUNetLPlans: keep their network and add SparK's batch of "
+        "pre-training; with --like: of that dataset",
+    )
     shared.add_argument("-preset", default="B", choices=PRESETS, help="size of the network (default: %(default)s)")
     shared.add_argument(
-        "-gpu_memory_target", type=float, metavar="GB", help="memory of the GPU (default: 8, 24, 40 for S, B, L)"
+        "-gpu_memory_target",
+        type=float,
+        metavar="GB",
+        help="memory of the GPU (default: 8, 24, 40 for S, B, L; with -p that of its planner)",
     )
     shared.add_argument(
-        "--like", metavar="ID", help="copy strides, kernels, patch size and spacing from the plans of this dataset"
+        "--like",
+        metavar="ID or FILE",
+        help="copy strides, kernels, patch size and spacing from the plans of this dataset or of this checkpoint",
     )
     shared.add_argument("-like_plans", metavar="NAME", help="name of its plans (default: that of the preset)")
     shared.add_argument("-overwrite_plans_name", metavar="NAME", help="name of the plans (default: that of the preset)")
@@ -38,7 +50,8 @@ def add_plan_commands(commands: Any) -> tuple[argparse.ArgumentParser, argparse.
         parents=[shared],
         help="make plans for HySparK, with patch and batch sizes for its memory",
         description="Writes plans with HySparKUNet as network, and patch and batch sizes for its memory in "
-        "pre-training and fine-tuning. Extracts missing fingerprints.",
+        "pre-training and fine-tuning. Extracts missing fingerprints. With -p: adds the batch of pre-training by SparK "
+        "to nnU-Net's plans.",
     )
     both = commands.add_parser(
         "plan_and_preprocess",

@@ -18,8 +18,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.datasets.preprocessed import plans_in, preprocessed_folder
+from hyspark_nnunet.planning.batch_planner import BatchPlanner
 from hyspark_nnunet.planning.fingerprint import note_sample
-from hyspark_nnunet.planning.planner import PLANS_NAME, HySparKPlanner
+from hyspark_nnunet.planning.planner import PLANS_NAME
 
 
 def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str, Any]:
@@ -46,7 +47,9 @@ def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str,
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str | None = None) -> str:
+def plan_like(
+    planner: BatchPlanner, source: dict[str, Any], plans_name: str | None = None, origin: str | None = None
+) -> str:
     """Writes plans for the planner's dataset with the topology of other plans.
 
     Taken from the other plans: target spacing, patch size, strides and kernels, order of the axes, resampling. So a
@@ -57,6 +60,7 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
         planner: for the dataset to plan for.
         source: the other plans.
         plans_name: of the new plans; None: the other's name with "Like" and the other dataset's number.
+        origin: file that the other plans are from; None: the other dataset's.
 
     Returns:
         the name of the new plans.
@@ -64,7 +68,7 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
     Raises:
         ValueError: the other plans are of this dataset.
     """
-    if source["dataset_name"] == planner.dataset_name:
+    if origin is None and source["dataset_name"] == planner.dataset_name:
         raise ValueError(f"--like names {planner.dataset_name} itself: name the dataset whose topology is to be taken")
     name = plans_name or f"{source['plans_name']}Like{source['dataset_name'][7:10]}"
     plans = copy.deepcopy(source)
@@ -94,9 +98,9 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
                 "median_image_size_in_voxels": _median_shape(planner, resolved["spacing"], forward),
                 "normalization_schemes": schemes,
                 "use_mask_for_norm": masked,
-                "hyspark": {"preset": planner.preset, **(resolved.get("hyspark") or {})},
+                planner.section_name: planner.section_of_new_plans() | (resolved.get(planner.section_name) or {}),
             }
-            sized = planner.with_batch_sizes({**resolved, **data}, _n_voxels(planner, data, forward))
+            sized = planner.with_batch_sizes({**resolved, **data}, planner.n_voxels(data, forward))
             configuration |= {key: sized[key] for key in (*data, "batch_size")}
         plans["configurations"][configuration_name] = configuration
     folder = planner.plans_folder
@@ -104,12 +108,13 @@ def plan_like(planner: HySparKPlanner, source: dict[str, Any], plans_name: str |
     shutil.copy(Path(planner.raw_dataset_folder) / "dataset.json", folder / "dataset.json")
     with replacing(folder / f"{name}.json") as beside:
         beside.write_text(json.dumps(plans, indent=4), encoding="utf-8")
-    print(f"Plans with the topology of {source['dataset_name']} ({source['plans_name']}): {folder / name}.json")
+    origin = origin or f"{source['dataset_name']} ({source['plans_name']})"
+    print(f"Plans with the topology of {origin}: {folder / name}.json")
     print(planner.describe_memory(plans))
     return name
 
 
-def _median_shape(planner: HySparKPlanner, spacing: Sequence[float], forward: Sequence[int]) -> np.ndarray:
+def _median_shape(planner: BatchPlanner, spacing: Sequence[float], forward: Sequence[int]) -> np.ndarray:
     """Voxels per axis of the dataset's median image at a spacing."""
     fingerprint, axes = planner.dataset_fingerprint, forward[-len(spacing) :]
     shapes = [
@@ -117,12 +122,3 @@ def _median_shape(planner: HySparKPlanner, spacing: Sequence[float], forward: Se
         for shape, old in zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
     ]
     return np.median(shapes, 0)
-
-
-def _n_voxels(planner: HySparKPlanner, data: dict[str, Any], forward: Sequence[int]) -> float:
-    """Voxels of all images of the dataset; in 2d every slice is an image."""
-    shape = data["median_image_size_in_voxels"]
-    slices = 1.0
-    if len(shape) == 2:
-        slices = float(np.median([whole[forward[0]] for whole in planner.dataset_fingerprint["shapes_after_crop"]]))
-    return float(np.prod(shape)) * slices * planner.dataset_json["numTraining"]

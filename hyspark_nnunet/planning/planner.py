@@ -1,27 +1,24 @@
 """Plans for HySparK: nnU-Net's rules, with the memory of this network instead of a U-Net's."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
 from hyspark_nnunet.architectures.presets import PRESETS
+from hyspark_nnunet.planning.batch_planner import MIN_BATCH_SIZE, BatchPlanner
 from hyspark_nnunet.planning.fingerprint import note_sample
-from hyspark_nnunet.planning.memory import CUDA_RESERVE, GIB
 from hyspark_nnunet.planning.step_memory import StepMemory, finetuning_memory, pretraining_memory
+from hyspark_nnunet.training.memory.step_bytes import GIB
 
 # GB, as nnU-Net's residual encoders M, L and XL have them
 MEMORY_TARGET = {"S": 8.0, "B": 24.0, "L": 40.0}
 PLANS_NAME = {"S": "nnUNetHySparKSPlans", "B": "nnUNetHySparKPlans", "L": "nnUNetHySparKLPlans"}
-MIN_BATCH_SIZE = 2
 
 
-class HySparKPlanner(ExperimentPlanner):
+class HySparKPlanner(BatchPlanner):
     """Plans that name HySparKUNet, with patch and batch sizes that fit its memory.
 
     Spacing, resampling, normalisation and the way a patch is chosen are nnU-Net's: the patch starts at the median image
@@ -54,25 +51,21 @@ class HySparKPlanner(ExperimentPlanner):
     ) -> None:
         if preset not in PRESETS:
             raise ValueError(f"preset is {preset!r}, but it must be one of {', '.join(PRESETS)}")
-        target = MEMORY_TARGET[preset] if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb
         super().__init__(
             dataset_name_or_id,
-            target,
+            MEMORY_TARGET[preset] if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb,
             preprocessor_name,
             PLANS_NAME[preset] if plans_name is None else plans_name,
             overwrite_target_spacing,
             suppress_transpose,
         )
-        self.preset, self.memory_target = preset, target
-        self.plans_folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
-        self.available_bytes = target * GIB - CUDA_RESERVE
+        self.preset, self.network_words = preset, f"preset {preset}"
         # nnU-Net compares estimates with reference values; ours are bytes, and the reference is what is there
         self.UNet_vram_target_GB = self.available_bytes / GIB
         self.UNet_reference_val_2d = self.UNet_reference_val_3d = GIB
         self.UNet_reference_val_corresp_GB = 1
         self.UNet_reference_val_corresp_bs_2d = self.UNet_reference_val_corresp_bs_3d = MIN_BATCH_SIZE
         self.UNet_min_batch_size = MIN_BATCH_SIZE
-        self._memory: dict[str, tuple[StepMemory, StepMemory]] = {}
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """The preprocessed data of nnU-Net's own plans serve, where nothing about them was changed."""
@@ -127,65 +120,21 @@ class HySparKPlanner(ExperimentPlanner):
         return {
             **configuration,
             "architecture": _architecture(OWN_ARCHITECTURE, arguments, ["conv_op"]),
-            "hyspark": {"preset": self.preset},
+            self.section_name: self.section_of_new_plans(),
         }
 
-    def with_batch_sizes(self, configuration: dict[str, Any], n_voxels_dataset: float) -> dict[str, Any]:
-        """A configuration with the batch sizes of both trainers; nnU-Net's own takes that of fine-tuning."""
-        patch_size = configuration["patch_size"]
-        covered = round(n_voxels_dataset * self.max_dataset_covered / float(np.prod(patch_size, dtype=np.float64)))
-        sizes = [
-            max(min(memory.batch_size_for(self.available_bytes, patch_size), covered), MIN_BATCH_SIZE)
-            for memory in self.memory(configuration)
-        ]
-        section = configuration.get("hyspark") or {}
-        pretrain = {**section.get("pretrain", {}), "batch_size": sizes[0]}
-        return {**configuration, "batch_size": sizes[1], "hyspark": {**section, "pretrain": pretrain}}
+    def section_of_new_plans(self) -> dict[str, Any]:
+        return {"preset": self.preset}
 
-    def memory(self, configuration: dict[str, Any]) -> tuple[StepMemory, StepMemory]:
-        """Of pre-training and of fine-tuning; estimated once per topology."""
-        key = str(configuration["architecture"])
-        if key not in self._memory:
-            patch, stages = configuration["patch_size"], configuration["architecture"]["arch_kwargs"]["n_stages"]
-            print(
-                f"Estimating the memory of a training step: preset {self.preset}, {stages} stages, patches of "
-                f"{' x '.join(map(str, patch))} voxels and smaller",
-                flush=True,
-            )
-            channels, labels = len(self._channel_names()), len(self.dataset_json["labels"])
-            self._memory[key] = (
-                pretraining_memory(configuration, channels),
-                finetuning_memory(configuration, channels, labels),
-            )
-        return self._memory[key]
-
-    def _channel_names(self) -> dict[str, str]:
-        # nnU-Net reads the old name, too
-        return self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+    def estimate_memory(self, configuration: dict[str, Any]) -> tuple[StepMemory, StepMemory]:
+        channels, labels = self.n_channels(), len(self.dataset_json["labels"])
+        return pretraining_memory(configuration, channels), finetuning_memory(configuration, channels, labels)
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Saves as nnU-Net does, and prints the memory that the sizes were chosen for."""
         note_sample(plans, self.dataset_fingerprint)
         super().save_plans(plans)
         print(self.describe_memory(plans))
-
-    def describe_memory(self, plans: dict[str, Any]) -> str:
-        """A line per configuration: patch, batch sizes, and the memory they are estimated to take."""
-        lines = [f"Preset {self.preset}, for a GPU of {self.memory_target:g} GB:"]
-        for name, own in plans["configurations"].items():
-            of_pretraining = (own.get("hyspark") or {}).get("pretrain", {}).get("batch_size")
-            if of_pretraining is None:  # not planned here: inherited, or somebody's own
-                continue
-            configuration = PlansManager(plans).get_configuration(name).configuration
-            patch, batches = configuration["patch_size"], (of_pretraining, configuration["batch_size"])
-            taken = [
-                f"{what} {batch} patches, {(memory.bytes_of(patch, batch) + CUDA_RESERVE) / GIB:.1f} GB"
-                for what, batch, memory in zip(
-                    ("pre-training", "fine-tuning"), batches, self.memory(configuration), strict=True
-                )
-            ]
-            lines.append(f"  {name}: patch {' x '.join(map(str, patch))}; {'; '.join(taken)}")
-        return "\n".join(lines)
 
 
 def _architecture(name: str, arguments: dict[str, Any], imported: Sequence[str]) -> dict[str, Any]:

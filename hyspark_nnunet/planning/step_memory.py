@@ -15,9 +15,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from hyspark_nnunet.architectures.from_plans import encoder_arguments, pretraining_network, segmentation_network
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import unit_size
-from hyspark_nnunet.planning.memory import pretraining_bytes, segmentation_bytes
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
+from hyspark_nnunet.training.memory.step_bytes import pretraining_bytes, segmentation_bytes
 
 PROBED_VOXELS = 2**20
 
@@ -58,7 +58,7 @@ def pretraining_memory(configuration: dict[str, Any], input_channels: int, mixed
             network, batch_size, input_channels, patch_size, unit, recipe.mask_ratio, mixed_precision
         )
 
-    return _line(peak, patch_size)
+    return line_through(peak, patch_size)
 
 
 def finetuning_memory(
@@ -74,10 +74,10 @@ def finetuning_memory(
             network = segmentation_network(manager, input_channels, num_classes, recipe.preset)
         return segmentation_bytes(network, batch_size, input_channels, patch_size, mixed_precision)
 
-    return _line(peak, patch_size)
+    return line_through(peak, patch_size)
 
 
-def _line(peak: Callable[[int], int], patch_size: Sequence[int]) -> StepMemory:
+def line_through(peak: Callable[[int], int], patch_size: Sequence[int]) -> StepMemory:
     """The line through the peaks of a batch and of one twice as large."""
     # with fewer voxels, weights and gradients decide the peak
     batch_size = max(2, ceil(PROBED_VOXELS / prod(patch_size)))

@@ -66,8 +66,10 @@ class FinetuneTrainer(RecipeTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The segmentation network for the plan and its "hyspark" section; nnU-Net calls this to predict, too."""
-        recipe = resolve_recipe(cls.recipe_class, configuration_manager.configuration.get("hyspark"), environment={})
+        """The segmentation network for the plan and its recipe; nnU-Net calls this to predict, too."""
+        recipe = resolve_recipe(
+            cls.recipe_class, cls.family.section(configuration_manager.configuration), environment={}
+        )
         return cls.family.segmentation_network(
             configuration_manager, recipe, num_input_channels, num_output_channels, enable_deep_supervision
         )

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
@@ -16,7 +16,16 @@ class NetworkFamily(ABC):
 
     Both networks have their encoder as ``encoder``. The layers of the encoder, for layer decay, are found by the names
     of its parameters (``optimization.layer_of``).
+
+    Attributes:
+        section_name: of a plan's configuration, where a training notes what its network is built from.
     """
+
+    section_name: ClassVar[str] = "hyspark"
+
+    def section(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The recipe's fields that a plan's configuration sets (``recipe.sources``)."""
+        return configuration.get("hyspark") or {}
 
     @abstractmethod
     def without_meaning(self, recipe: Recipe) -> Mapping[str, str]:

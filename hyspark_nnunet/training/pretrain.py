@@ -12,6 +12,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
+from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.recipe.fields import OF_INPUT
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
@@ -22,6 +23,7 @@ from hyspark_nnunet.training.data.image_transforms import pretraining_transforms
 from hyspark_nnunet.training.data.loader_processes import augmenter
 from hyspark_nnunet.training.data.unreadable_cases import RedrawingLoader, UnreadableCase, finite_image
 from hyspark_nnunet.training.loss import loss_of_predicting_means, reconstruction_loss
+from hyspark_nnunet.training.memory.step_bytes import CUDA_RESERVE, GIB, pretraining_bytes
 from hyspark_nnunet.training.probe.cases import LabelledCases, cases_to_probe
 from hyspark_nnunet.training.probe.linear_probe import LinearProbe, ProbeScore
 from hyspark_nnunet.training.probe.scheduled import PROBE_BEFORE_KEY, ScheduledProbe
@@ -86,8 +88,10 @@ class PretrainTrainer(RecipeTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """The masked autoencoder for the plan and its "hyspark" section."""
-        recipe = resolve_recipe(cls.recipe_class, configuration_manager.configuration.get("hyspark"), environment={})
+        """The masked autoencoder for the plan and its recipe."""
+        recipe = resolve_recipe(
+            cls.recipe_class, cls.family.section(configuration_manager.configuration), environment={}
+        )
         return cls.family.masked_autoencoder(configuration_manager, recipe, num_input_channels)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -189,7 +193,38 @@ class PretrainTrainer(RecipeTrainer):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        if self.rank == 0:
+            self._log_memory()
         self.probe.score_start(self.current_epoch)
+
+    def _log_memory(self) -> None:
+        """Logs the memory that a step is estimated to take; nnU-Net's plans size their batch for dense training."""
+        patch_size, mixed = self.configuration_manager.patch_size, self.autocast_dtype is not None
+        try:
+            # random weights of the meta device must not change the training's random numbers
+            with torch.random.fork_rng(devices=[]):
+                with torch.device("meta"):
+                    network = self.family.masked_autoencoder(
+                        self.configuration_manager, self.recipe, self.num_input_channels
+                    )
+                set_recomputation(network, self.recipe.activation_checkpointing)
+                n_bytes = pretraining_bytes(
+                    network,
+                    self.batch_size,
+                    self.num_input_channels,
+                    patch_size,
+                    self.unit,
+                    self.recipe.mask_ratio,
+                    mixed,
+                )
+        except Exception as error:  # an estimate must not end a training
+            self.print_to_log_file(f"The memory of a step could not be estimated: {type(error).__name__}: {error}")
+            return
+        batch, patch = self.batch_size, " x ".join(map(str, patch_size))
+        self.print_to_log_file(
+            f"A step of {batch} patches of {patch} voxels is estimated to take {(n_bytes + CUDA_RESERVE) / GIB:.1f} GB "
+            f"of each GPU ({'mixed precision' if mixed else 'float32'})"
+        )
 
     def _score_encoder(self, probe: LinearProbe) -> ProbeScore:
         self.network.eval()

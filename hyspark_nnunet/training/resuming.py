@@ -70,8 +70,19 @@ def check_recipe(checkpoint: Mapping[str, Any], recipe: Recipe, log: Callable[[s
         )
 
 
-def check_other_folds(output_folder: Path, configuration_name: str, recipe: Recipe) -> None:
+def check_other_folds(
+    output_folder: Path,
+    configuration_name: str,
+    recipe: Recipe,
+    section_of: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> None:
     """All folds share one plans.json, which can describe one network only.
+
+    Args:
+        output_folder: of this fold.
+        configuration_name: of the plans.
+        recipe: of this fold.
+        section_of: gives the recipe's fields that a configuration sets.
 
     Raises:
         ValueError: other folds were trained with another network.
@@ -81,7 +92,7 @@ def check_other_folds(output_folder: Path, configuration_name: str, recipe: Reci
     if not others or not (folder / "plans.json").is_file():
         return
     earlier = PlansManager(str(folder / "plans.json")).get_configuration(configuration_name)
-    trained = resolve_recipe(type(recipe), earlier.configuration.get("hyspark"), environment={}).as_dict()
+    trained = resolve_recipe(type(recipe), section_of(earlier.configuration), environment={}).as_dict()
     for name, value in recipe.as_dict().items():
         if name in NETWORK_FIELDS and value != trained[name]:
             raise ValueError(

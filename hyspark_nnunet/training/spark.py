@@ -27,8 +27,22 @@ DESCRIBED = ("n_stages", "features_per_stage", "n_blocks_per_stage", "n_conv_per
 class SparKFamily(NetworkFamily):
     """nnU-Net's PlainConvUNet and ResidualEncoderUNet, with all sizes of the plan.
 
+    A plan's section "spark" is for these networks alone; where both set a field, it overrides the section "hyspark".
+
     Source: SparK (arXiv 2301.03580).
     """
+
+    section_name = "spark"
+
+    def section(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+        shared, own = super().section(configuration), configuration.get(self.section_name) or {}
+        if not isinstance(shared, Mapping) or not isinstance(own, Mapping):  # the recipe says what is wrong
+            return own if isinstance(shared, Mapping) else shared
+        merged = dict(shared)
+        for name, value in own.items():
+            both = isinstance(value, Mapping) and isinstance(shared.get(name), Mapping)
+            merged[name] = {**shared[name], **value} if both else value
+        return merged
 
     def without_meaning(self, recipe: Recipe) -> Mapping[str, str]:
         found = {"preset": "the plan says the sizes of nnU-Net's networks"}

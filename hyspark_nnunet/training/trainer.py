@@ -80,7 +80,7 @@ class RecipeTrainer(DistributedTraining):
             )
         # before nnU-Net creates a folder or a log file
         settings = PlansManager(plans).get_configuration(configuration)
-        self.recipe = resolve_recipe(self.recipe_class, settings.configuration.get("hyspark"))
+        self.recipe = resolve_recipe(self.recipe_class, self.family.section(settings.configuration))
         self.check_configuration(settings, configuration)
 
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -125,7 +125,7 @@ class RecipeTrainer(DistributedTraining):
         if self.was_initialized:
             raise RuntimeError("initialize was called twice: a trainer builds its network once")
         self._check_preprocessed()
-        check_other_folds(Path(self.output_folder), self.configuration_name, self.recipe)
+        check_other_folds(Path(self.output_folder), self.configuration_name, self.recipe, self.family.section)
         self._write_recipe_to_plans()
         self._set_batch_size_and_oversample()
         self.num_input_channels = determine_num_input_channels(
@@ -190,10 +190,11 @@ class RecipeTrainer(DistributedTraining):
     def _write_recipe_to_plans(self) -> None:
         """Prediction reads the results' plans.json, and builds the network from it."""
         fields = self.family.network_fields(self.recipe)
-        plan, kind = self.configuration_manager.configuration.get("hyspark") or {}, self.recipe.kind
+        name, kind = self.family.section_name, self.recipe.kind
+        plan = self.configuration_manager.configuration.get(name) or {}
         section = {**plan, kind: {**plan.get(kind, {}), **fields}}
-        self.plans_manager.plans["configurations"][self.configuration_name]["hyspark"] = section
-        self.configuration_manager.configuration["hyspark"] = section
+        self.plans_manager.plans["configurations"][self.configuration_name][name] = section
+        self.configuration_manager.configuration[name] = section
         if self.recipe.batch_size is not None:
             self.configuration_manager.configuration["batch_size"] = self.recipe.batch_size
 

@@ -5,16 +5,22 @@ import torch
 
 from benchmarks.planner_memory import configuration_of, estimated, measured_in_a_fresh_process
 from hyspark_nnunet.building_blocks.recomputation import DEPTHS
-from hyspark_nnunet.planning.shape_only import LiveBytes
 from hyspark_nnunet.planning.step_memory import StepMemory, finetuning_memory, pretraining_memory
+from hyspark_nnunet.training.memory.shape_only import LiveBytes
+from hyspark_nnunet.training.memory.step_bytes import step_bytes
 
 # larger ones: python -m benchmarks.planner_memory
-MEASURED = [("pretraining", [64, 64, 64]), ("finetuning", [48, 48, 48]), ("finetuning", [192, 192])]
+MEASURED = [
+    ("pretraining", "S", [64, 64, 64]),
+    ("finetuning", "S", [48, 48, 48]),
+    ("finetuning", "S", [192, 192]),
+    ("pretraining", "ResidualEncoderUNet", [48, 48, 48]),
+]
 
 
-@pytest.mark.parametrize(("kind", "patch_size"), MEASURED)
-def test_the_estimate_is_what_a_fresh_process_takes(kind: str, patch_size: list[int]) -> None:
-    configuration = configuration_of(patch_size, "S")
+@pytest.mark.parametrize(("kind", "network", "patch_size"), MEASURED)
+def test_the_estimate_is_what_a_fresh_process_takes(kind: str, network: str, patch_size: list[int]) -> None:
+    configuration = configuration_of(patch_size, network)
     estimate = estimated(kind, configuration, 4, mixed=False)
     assert estimate == pytest.approx(measured_in_a_fresh_process(kind, configuration, 4, "cpu"), rel=0.15)
 
@@ -30,6 +36,22 @@ def test_mixed_precision_takes_more_than_half() -> None:
     """Weights, moments, and what autocast keeps in float32 (LayerNorm, losses) stay as large."""
     full, mixed = (finetuning_memory(configuration_of([64] * 3, "S"), 1, 3, mixed) for mixed in (False, True))
     assert 0.5 < mixed.per_voxel / full.per_voxel < 0.7
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_pooling_keeps_half_precision_as_on_cuda(kind: str) -> None:
+    """The CPU's autocast would compute it in float32, and keep the input in that type, too."""
+    types = []
+
+    def loss(network: torch.nn.Module) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            pooled = getattr(torch.nn.functional, f"{kind}_pool3d")(network(torch.empty(1, 4, 8, 8, 8)), 2)
+        types.append(pooled.dtype)
+        return pooled.float().sum()
+
+    with torch.device("meta"):
+        network = torch.nn.Conv3d(4, 4, 1)
+    assert step_bytes(network, loss) > 0 and types == [torch.bfloat16]
 
 
 def test_what_is_recomputed_is_not_held() -> None:

@@ -134,3 +134,23 @@ def test_sgd_brings_nnunets_defaults_unless_they_are_set() -> None:
     assert (recipe.initial_lr, recipe.weight_decay) == (3e-3, 3e-5)
     assert recipe.source_of("weight_decay") == "default of optimizer sgd"
     assert resolve_recipe(PretrainRecipe, {"finetune": {"optimizer": "sgd"}}, {}).initial_lr == 1e-4
+
+
+def test_an_estimate_that_fails_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(SparKPretrainTrainer, spark_plans())
+    trainer.num_input_channels = 1
+    said: list[str] = []
+    trainer.print_to_log_file = lambda *words, **_: said.append(" ".join(words))
+    generator = torch.get_rng_state()
+    trainer._log_memory()
+    assert torch.equal(torch.get_rng_state(), generator) and "is estimated to take 1." in said[-1]
+    monkeypatch.setattr("hyspark_nnunet.training.pretrain.pretraining_bytes", lambda *_: 1 // 0)
+    trainer._log_memory()
+    assert "could not be estimated: ZeroDivisionError" in said[-1]
+
+
+def test_the_section_of_these_networks_overrides_the_shared_one() -> None:
+    plans = spark_plans(num_epochs=7, pretrain={"batch_size": 3, "mask_ratio": 0.5})
+    plans["configurations"]["3d_fullres"]["spark"] = {"pretrain": {"batch_size": 5}}
+    recipe = make_trainer(SparKPretrainTrainer, plans).recipe
+    assert (recipe.num_epochs, recipe.batch_size, recipe.mask_ratio) == (7, 5, 0.5)

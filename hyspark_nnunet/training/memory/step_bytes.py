@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyspark_nnunet.masking import num_visible_units
-from hyspark_nnunet.planning.shape_only import LiveBytes
 from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.memory.shape_only import LiveBytes
 
 GIB = 2**30
 # CUDA's context and cuDNN's workspaces, which no tensor holds
 CUDA_RESERVE = GIB
 # functions of our networks and of nnU-Net's loss that autocast computes in float32 on CUDA but not on the CPU
 FLOAT32_ON_CUDA = [(F, "layer_norm"), (F, "softmax"), (F, "cross_entropy"), (torch, "layer_norm"), (torch, "softmax")]
+# the reverse: in float32 on the CPU alone
+AS_GIVEN_ON_CUDA = [(torch, "max_pool3d"), (F, "avg_pool3d")]
 
 
 def pretraining_bytes(
@@ -45,7 +47,8 @@ def pretraining_bytes(
         patch_size: voxels per axis.
         unit: voxels of a mask unit per axis.
         mask_ratio: share of hidden units.
-        mixed_precision: float16 where CUDA's autocast takes it; False: float32, as on a CPU.
+        mixed_precision: half precision where CUDA's autocast takes it, float16 and bfloat16 alike; False: float32, as
+            on a CPU.
     """
     grid = [p // u for p, u in zip(patch_size, unit, strict=True)]
     num_visible = num_visible_units(grid, mask_ratio)
@@ -53,7 +56,7 @@ def pretraining_bytes(
     def loss(network: nn.Module) -> Tensor:
         image = torch.empty(batch_size, input_channels, *patch_size)
         visible = torch.empty(batch_size, 1, *grid, dtype=torch.bool)
-        with torch.autocast("cpu", dtype=torch.float16, enabled=mixed_precision):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed_precision):
             reconstruction = network(image, visible, num_visible)
         return reconstruction_loss(reconstruction, image, visible)
 
@@ -121,13 +124,15 @@ def _materialise(network: nn.Module) -> None:
 
 @contextmanager
 def _cuda_autocast_types() -> Iterator[None]:
-    """Makes the CPU's autocast use the types of CUDA's: LayerNorm and the losses in float32.
+    """Makes the CPU's autocast use the types of CUDA's: LayerNorm and losses in float32, pooling in its input's type.
 
     The functions themselves are replaced: a TorchFunctionMode is not active while the backward pass recomputes.
     """
     with ExitStack() as stack:
         for module, name in FLOAT32_ON_CUDA:
             stack.enter_context(patch.object(module, name, _in_float32(getattr(module, name))))
+        for module, name in AS_GIVEN_ON_CUDA:
+            stack.enter_context(patch.object(module, name, _as_given(getattr(module, name))))
         yield
 
 
@@ -137,5 +142,13 @@ def _in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def called(*args: Any, **kwargs: Any) -> Tensor:
         return function(*map(taken, args), **{name: taken(value) for name, value in kwargs.items()})
+
+    return called
+
+
+def _as_given(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def called(*args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return function(*args, **kwargs)
 
     return called
