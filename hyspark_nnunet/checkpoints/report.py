@@ -8,15 +8,19 @@ from pathlib import Path
 
 from hyspark_nnunet.atomic_files import replacing
 
-# names of the parts in reports, in order; a tensor belongs to the first pattern that matches
+# names of the parts in reports, in order; a tensor belongs to the first pattern that matches. HySparK's reconstruction
+# decoder, which only a file has, must not read like the decoder of the network
 PARTS = (
     (r"encoder\.stem\.", "stem"),
     (r"encoder\.stages\.(\d+)\.", "stage {}"),
     (r"encoder\.vit\.", "ViT"),
     (r"densify\.projections\.", "densifying projections"),
     (r"densify\.mask_tokens\.", "mask tokens"),
+    (r"decoder\.levels\.(\d+)\.(?:fuse|refine|upsample)\.", "reconstruction level {}"),
+    (r"decoder\.project\.", "reconstruction head"),
+    (r"decoder\.head\.", "reconstruction head"),
     (r"decoder\.levels\.(\d+)\.", "decoder level {}"),
-    (r"decoder\.project\.", "decoder projection"),
+    (r"decoder\.(?:stages|transpconvs)\.(\d+)\.", "decoder stage {}"),
     (r"decoder\.seg_layers\.", "heads"),
 )
 

@@ -126,8 +126,12 @@ def test_the_report_counts_and_is_saved(pretrained, network, tmp_path: Path) -> 
         ("encoder.stages.0.blocks.0.conv.bias", "stage 0"),
         ("encoder.vit.blocks.0.norm1.weight", "ViT"),
         ("decoder.levels.1.fusion.conv1.weight", "decoder level 1"),
+        ("decoder.levels.1.refine.conv1.weight", "reconstruction level 1"),
+        ("decoder.stages.1.convs.0.conv.weight", "decoder stage 1"),
+        ("decoder.transpconvs.0.weight", "decoder stage 0"),
         ("decoder.seg_layers.0.bias", "heads"),
-        ("decoder.project.bias", "decoder projection"),
+        ("decoder.project.bias", "reconstruction head"),
+        ("decoder.head.weight", "reconstruction head"),
         ("densify.mask_tokens.0", "mask tokens"),
         ("densify.projections.0.weight", "densifying projections"),
         ("conv.weight", "other"),
@@ -254,7 +258,7 @@ def test_a_reconstruction_decoder_of_another_width_starts_at_random(pretrained) 
     network = HySparKMaskedAutoencoder(**ARGUMENTS, decoder_width=24)
     report = transfer_weights(network, pretrained.state_dict(), "file.pth")
     assert report.encoder_share == 1
-    assert fates(report)["decoder level 0"] == {"random"}
+    assert fates(report)["reconstruction level 0"] == {"random"}
     assert "shape 12x12x2x2x2 in the file, 24x24x2x2x2 here" in report.table()
 
 
