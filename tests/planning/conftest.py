@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.experiment_planning.experiment_planners.resencUNet_planner import ResEncUNetPlanner
+
+RESENC_PLANS = "nnUNetResEncUNetPlans"
 
 
 @pytest.fixture
@@ -56,3 +59,26 @@ def make_dataset(
 
 def written(root: Path, dataset: str, name: str) -> dict[str, Any]:
     return json.loads((root / "nnUNet_preprocessed" / dataset / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def planned_by_nnunet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Plans of nnU-Net's ResEnc planner, with one block per stage, which saves time."""
+    root = tmp_path_factory.mktemp("nnunet")
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            environment.setenv(name, str(root / name))
+        dataset = make_dataset(root, 6, (36, 50, 36), (1.0, 1.0, 1.0), channels=("MRI",))
+        ResEncUNetPlanner(6).plan_experiment()
+    plans = written(root, dataset, RESENC_PLANS)
+    for configuration in plans["configurations"].values():
+        arguments = configuration["architecture"]["arch_kwargs"]
+        arguments["n_blocks_per_stage"] = [1] * arguments["n_stages"]
+    return plans
+
+
+def write_plans(root: Path, dataset: str, plans: dict[str, Any]) -> Path:
+    """Writes plans for a dataset."""
+    file = root / "nnUNet_preprocessed" / dataset / f"{plans['plans_name']}.json"
+    file.write_text(json.dumps(plans | {"dataset_name": dataset}))
+    return file

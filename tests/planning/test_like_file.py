@@ -1,12 +1,12 @@
 """Plans with the network of a checkpoint."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nnunetv2.experiment_planning.experiment_planners.resencUNet_planner import ResEncUNetPlanner
 
 from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.checkpoints.network_plan import by_configuration
@@ -77,14 +77,11 @@ def test_a_file_without_spacing(
     assert written(folders, dataset, "Mine")["configurations"]["3d_fullres"]["spacing"] == [1.0] * 3
 
 
-def test_a_file_with_its_plans(folders: Path, dataset: str, tmp_path: Path) -> None:
+def test_a_file_with_its_plans(planned_by_nnunet: dict[str, Any], folders: Path, dataset: str, tmp_path: Path) -> None:
     """Of our trainers or of nnU-Net's: as --like with the dataset of the training."""
-    make_dataset(folders, 60, (36, 50, 36), (1.0, 1.0, 1.0), channels=("MRI",))
-    ResEncUNetPlanner(60).plan_experiment()
-    source = written(folders, "Dataset060_Big", "nnUNetResEncUNetPlans")
+    source = copy.deepcopy(planned_by_nnunet) | {"dataset_name": "Dataset060_Scans"}
     fullres = source["configurations"]["3d_fullres"]
-    arguments = fullres["architecture"]["arch_kwargs"]
-    arguments |= {"features_per_stage": [4, 6, 8, 8], "n_blocks_per_stage": [1] * 4}
+    fullres["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 6, 8, 8]
     source["configurations"] = {"3d_fullres": fullres}
     file = write_checkpoint(source, tmp_path / "checkpoint_final.pth")
     for words in (("-p", "nnUNetPlans"), ("-like_plans", "nnUNetPlans"), ("-overwrite_target_spacing", "1", "1", "1")):
