@@ -138,7 +138,7 @@ def test_sgd_brings_nnunets_defaults_unless_they_are_set() -> None:
 
 def test_an_estimate_that_fails_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(SparKPretrainTrainer, spark_plans())
-    trainer.num_input_channels = 1
+    trainer.num_input_channels, trainer.batch_size = 1, 2
     said: list[str] = []
     trainer.print_to_log_file = lambda *words, **_: said.append(" ".join(words))
     generator = torch.get_rng_state()
