@@ -25,7 +25,7 @@ from benchmarks.few_labels.ablations import (
     Ablation,
     compared_with,
 )
-from benchmarks.few_labels.arms import ARMS, REFERENCE, Run, balanced
+from benchmarks.few_labels.arms import ARMS, HYSPARK, REFERENCE, SPARK, SPARK_REFERENCE, Run, runs_of
 from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands, Stopped, alone
 from benchmarks.few_labels.comparison import late_rise, paired_difference, share_to_reach, smoothed
@@ -33,10 +33,10 @@ from benchmarks.few_labels.layer_changes import layer_changes
 from benchmarks.few_labels.log_lines import key_lines
 from benchmarks.few_labels.prepare import (
     LABELLED,
+    LIKE,
     STOCK_PLANS,
     UNLABELLED,
     hyspark_plans,
-    pretraining_plans,
     with_patch_and_batch,
     write_plans,
 )
@@ -44,7 +44,7 @@ from benchmarks.few_labels.record import mean_dice
 from benchmarks.few_labels.report import DOCUMENTS, TABLES, plot, plot_pretraining, with_results
 from benchmarks.few_labels.results import FOLDER, Results
 from benchmarks.few_labels.settings import Settings
-from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS, Splits, fold_number
+from benchmarks.few_labels.subsets import MAX_SEEDS, Splits
 from benchmarks.few_labels.training import finetune, fold_folder, pretrain, pretraining_folder
 from benchmarks.few_labels.work import PLUGINS, TRAINERS, Work
 from benchmarks.measuring import write_csv
@@ -53,15 +53,16 @@ from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.runtime.randomness import seed_generators
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
 
+LABELS = (3, 5)
+
 
 def write_splits(file: Path, **changed: list[str]) -> Path:
-    cases = [f"case_{number:02d}" for number in range(26)]
+    cases = [f"case_{number:02d}" for number in range(9)]
     content = {
         "pretrain": cases[:4],
-        "labelled_20": cases[4:24],
-        "labelled_10": cases[9:19],
-        "labelled_5": cases[10:15],
-        "validation": cases[24:],
+        "labelled_5": cases[2:7],
+        "labelled_3": cases[3:6],
+        "validation": cases[7:],
     }
     file.write_text(json.dumps(content | changed))
     return file
@@ -77,31 +78,37 @@ class TestSubsets:
 
     def test_every_seed_has_nested_subsets_of_its_own(self, splits: Splits) -> None:
         drawn = [[splits.training_cases(labels, seed) for labels in LABELS] for seed in range(MAX_SEEDS)]
-        for five, ten, twenty in drawn:
-            assert (len(set(five)), len(set(ten))) == (5, 10)
-            assert set(five) < set(ten) < set(twenty) == set(splits.labelled[20])
-        assert len({tuple(five) for five, _, _ in drawn}) == MAX_SEEDS
-        assert splits.training_cases(5, 3) == splits.training_cases(5, 3)
+        for three, five in drawn:
+            assert len(set(three)) == 3 and set(three) < set(five) == set(splits.all_labelled)
+        assert len({tuple(three) for three, _ in drawn}) > MAX_SEEDS // 2
 
     def test_the_fold_of_a_number_is_that_of_its_labels_and_seed(self, splits: Splits) -> None:
         folds = splits.folds()
-        assert (fold_number(5, 0), fold_number(10, 1), fold_number(20, 9)) == (0, 11, 29)
+        assert (splits.fold(3, 0), splits.fold(5, 1)) == (0, 11)
         assert len(folds) == len(LABELS) * MAX_SEEDS
         for labels in LABELS:
             for seed in range(MAX_SEEDS):
-                fold = folds[fold_number(labels, seed)]
+                fold = folds[splits.fold(labels, seed)]
                 assert fold == {"train": splits.training_cases(labels, seed), "val": sorted(splits.validation)}
 
     @pytest.mark.parametrize("labels, seed", [(7, 0), (5, MAX_SEEDS), (5, -1)])
-    def test_there_is_no_other_fold(self, labels: int, seed: int) -> None:
+    def test_there_is_no_other_fold(self, splits: Splits, labels: int, seed: int) -> None:
         with pytest.raises(ValueError, match=f"{labels} labels and seed {seed}"):
-            fold_number(labels, seed)
+            splits.fold(labels, seed)
 
-    def test_a_case_has_one_role(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="case_24 is in pretrain and in validation"):
-            Splits.read(write_splits(tmp_path / "splits.json", pretrain=["case_24"]))
-        with pytest.raises(ValueError, match="must be nested"):
-            Splits.read(write_splits(tmp_path / "splits.json", labelled_5=["case_00"]))
+    @pytest.mark.parametrize(
+        ("changed", "fault"),
+        [
+            ({"pretrain": ["case_07"]}, "case_07 is in pretrain and in validation"),
+            ({"validation": ["case_06"]}, "case_06 is in labelled_5 and in validation"),
+            ({"labelled_3": ["case_00", "case_03", "case_04"]}, "labelled_5 lacks case_00: the lists must be nested"),
+            ({"labelled_3": ["case_03"]}, "labelled_3 has 1 cases"),
+            ({"validation": []}, "has no validation"),
+        ],
+    )
+    def test_lists_that_do_not_fit_are_refused(self, changed: Any, fault: str, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=fault):
+            Splits.read(write_splits(tmp_path / "splits.json", **changed))
 
 
 class TestComparison:
@@ -146,22 +153,23 @@ class TestComparison:
 
 class TestSettings:
     OPTIONS = ("prepare", "--data", "nowhere")
+    FAULT = "nowhere/splits.json: --data is a dataset in nnU-Net's raw layout with splits.json"
 
     @pytest.mark.parametrize("option", ["--jobs", "--cores"])
     def test_counts_begin_at_one(self, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
-            main(["prepare", "--work", str(tmp_path), option, "0"])
+            main([*self.OPTIONS, "--work", str(tmp_path), option, "0"])
         assert f"argument {option}: 0: 1 or more" in capsys.readouterr().err
 
     def test_the_first_command_fixes_them(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         work = ["--work", str(tmp_path)]
         assert main([*self.OPTIONS, *work, "--finetune-epochs", "7"]) == 1  # there are no data
         assert json.loads((tmp_path / "settings.json").read_text())["finetune_epochs"] == 7
-        assert "no hippocampus data at" in capsys.readouterr().err
+        assert self.FAULT in capsys.readouterr().err
         assert main([*self.OPTIONS, *work, "--finetune-epochs", "8"]) == 1
         assert "was begun with finetune_epochs 7, not 8" in capsys.readouterr().err
         assert main([*self.OPTIONS, *work]) == 1
-        assert "no hippocampus data at" in capsys.readouterr().err
+        assert self.FAULT in capsys.readouterr().err
 
 
 class TestCommands:
@@ -171,12 +179,13 @@ class TestCommands:
 
     def test_environment_and_log(self, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HYSPARK_NUM_EPOCHS", "9")
-        code = "import os, json; print(json.dumps(dict(os.environ)))"
+        code = "import os, json; sum(range(10**7)); print(json.dumps(dict(os.environ)))"
         commands.run("a", ("python", "-c", code), {"HYSPARK_SEED": "1"}, arm="scratch")
         command, printed = commands.work.log("a").read_text().strip().splitlines()
         assert command.startswith("$ HYSPARK_SEED=1 python -c ")
         found = json.loads(printed)
         assert {name: found[name] for name in found if name.startswith("HYSPARK_")} == {"HYSPARK_SEED": "1"}
+        assert 0 < float(commands.work.cpu_seconds("a").read_text()) < 60
         assert found["nnUNet_results"] == str(commands.work.results("scratch"))
         assert found["nnUNet_extTrainer"].split(":")[:2] == [str(TRAINERS), str(PLUGINS)]
 
@@ -264,7 +273,7 @@ class RecordingCommands(Commands):
 
 
 class TestContinuing:
-    RUN = Run(ARMS["pretrained"], 10, 1)
+    RUN = Run(ARMS["pretrained"], 5, 1, fold=11)
 
     @pytest.fixture
     def commands(self, tmp_path: Path) -> RecordingCommands:
@@ -284,7 +293,7 @@ class TestContinuing:
         weights = pretraining_folder(commands.work, Settings(), REFERENCE) / "checkpoint_final.pth"
         line = self.started(commands)
         assert line.endswith(f"-pretrained_weights {weights}")
-        assert " 6 3d_fullres 11 -tr HySparKFinetuneTrainer -p nnUNetHySparKSPlans -device cpu " in line
+        assert " 1 3d_fullres 11 -tr HySparKFinetuneTrainer -p nnUNetHySparKSPlans -device cpu " in line
         folder.mkdir(parents=True)
         (folder / "checkpoint_best.pth").touch()
         line = self.started(commands)
@@ -305,43 +314,55 @@ class TestContinuing:
             finetune(commands, Settings(), self.RUN)
         assert commands.lines == []
 
-    def test_the_command_line_skips_what_is_finished(self, commands: RecordingCommands) -> None:
-        work = commands.work
+    def prepared(self, work: Work) -> Work:
+        (work.root / "data").mkdir()
+        for file in (work.root / "data" / "splits.json", work.splits_file):
+            write_splits(file)
         work.prepared_file.write_text("{}")
+        return work
+
+    def folders(self, work: Work) -> list[str]:
+        return ["--work", str(work.root), "--data", str(work.root / "data")]
+
+    def test_the_command_line_skips_what_is_finished(
+        self, commands: RecordingCommands, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        work = self.prepared(commands.work)
+        monkeypatch.setattr("benchmarks.few_labels.__main__.collect", lambda work, to, quietly: None)
         for labels in LABELS:
-            work.record(Run(ARMS["scratch"], labels, 2).name).write_text("{}")
-        assert main(["finetune", "--arm", "scratch", "--seeds", "2", "--work", str(work.root)]) == 0
+            work.record(Run(ARMS["scratch"], labels, 2, 0).name).write_text("{}")
+        assert main(["run", "--arms", "scratch", "--seeds", "2", *self.folders(work)]) == 0
         assert list((work.root / "nnUNet_results").glob("*")) == []
 
     def test_what_another_machine_has_done_is_left_out(
         self, commands: RecordingCommands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        work, results, run = commands.work, tmp_path / "results", Run(ARMS["scratch"], 5, 2)
-        work.prepared_file.write_text("{}")
+        work, results = self.prepared(commands.work), tmp_path / "others"
+        run, other = Run(ARMS["scratch"], 3, 2, 2), Run(ARMS["scratch"], 5, 2, 12)
         results.mkdir()
-        (results / "runs.csv").write_text("arm,labels,seed\nscratch,5,1\nscratch,5,2\n")
+        (results / "runs.csv").write_text("arm,labels,seed\nscratch,3,1\nscratch,3,2\n")
+        monkeypatch.setattr("benchmarks.few_labels.__main__.collect", lambda work, to, quietly: None)
         monkeypatch.setattr("benchmarks.few_labels.__main__.FOLDER", results)
         done: list[Run] = []
         monkeypatch.setattr("benchmarks.few_labels.__main__.finetune", lambda c, s, run: done.append(run))
-        words = ["finetune", "--arm", "scratch", "--labels", "5", "10", "--seeds", "2", "--work", str(work.root)]
-        assert main(words) == 0 and done == [run, Run(ARMS["scratch"], 10, 2)]
+        words = ["run", "--arms", "scratch", "--labels", "5", "3", "--seeds", "2", *self.folders(work)]
+        assert main(words) == 0 and done == [other, run]
         done.clear()
-        assert main([*words, "--but-collected"]) == 0 and done == [Run(ARMS["scratch"], 10, 2)]
+        assert main([*words, "--but-collected"]) == 0 and done == [other]
         (results / "settings.json").write_text('{"preset": "L"}')
         done.clear()
         assert main([*words, "--but-collected"]) == 1 and done == []
 
 
-def test_runs_are_in_a_balanced_order() -> None:
-    names = [run.name for run in balanced(ARMS.values(), LABELS, [0, 1])]
-    assert names[:4] == [
-        "pretrained_labels5_seed0",
-        "scratch_labels5_seed0",
-        "stock_labels5_seed0",
-        "pretrained_labels10_seed0",
+def test_runs_are_in_the_order_given(tmp_path: Path) -> None:
+    splits = Splits.read(write_splits(tmp_path / "splits.json"))
+    runs = runs_of([ARMS["stock"], ARMS["spark_scratch"]], [5, 3], [1, 0], splits)
+    assert [run.name for run in runs[:3]] == [
+        "stock_labels5_seed1",
+        "spark_scratch_labels5_seed1",
+        "stock_labels3_seed1",
     ]
-    assert len(set(names)) == len(names) == 18
-    assert [name[-1] for name in names] == ["0"] * 9 + ["1"] * 9
+    assert [run.fold for run in runs] == [11, 11, 1, 1, 10, 10, 0, 0]
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -356,7 +377,8 @@ def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
         assert {field: getattr(recipe, field) for field in changed} == changed
     assert pretraining.epochs(settings) == round(settings.pretrain_epochs * ablation.pretrain_length)
     changed = bool(ablation.pretrain or ablation.network) or ablation.pretrain_length != 1
-    assert (pretraining != REFERENCE) == changed
+    assert (pretraining != (SPARK_REFERENCE if ablation.family == SPARK else REFERENCE)) == changed
+    assert {arm.family for arm in ablation.arms(name)} == {pretraining.family}
     arms = ablation.arms(name)
     assert [arm.pretraining for arm in arms[1:]] == [None] * ablation.with_scratch
     epochs = round(settings.finetune_epochs * ablation.finetune_length)
@@ -374,8 +396,9 @@ def test_from_scratch_an_ablation_is_compared_with_scratch_of_that_length() -> N
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_is_compared_with_what_differs_in_one_thing(name: str) -> None:
     ablation = ABLATIONS[name]
-    other = ABLATIONS.get(ablation.against, Ablation())
+    other = ABLATIONS.get(ablation.against, Ablation(family=ARMS.get(ablation.against, ARMS["scratch"]).family))
     fields = ("pretrain", "pretrain_length", "finetune", "finetune_length", "network")
+    assert ablation.family == (other.family if ablation.against in ARMS else HYSPARK)
     assert sum(getattr(ablation, field) != getattr(other, field) for field in fields) == 1
 
 
@@ -390,7 +413,7 @@ def test_a_network_with_other_arguments_has_plans_of_its_own(tmp_path: Path) -> 
     arm, scratch = ablation.arms("without_vit")
     for dataset, names in (
         (LABELLED, (hyspark_plans(settings), arm.plans(settings))),
-        (UNLABELLED, (pretraining_plans(settings), arm.pretraining.plans(settings))),
+        (UNLABELLED, (hyspark_plans(settings) + LIKE, arm.pretraining.plans(settings))),
     ):
         folder = work.preprocessed / dataset
         folder.mkdir(parents=True)
@@ -419,8 +442,8 @@ class TestStockPlans:
     def test_the_network_must_fit(self) -> None:
         with pytest.raises(ValueError, match=r"stride 8 on axis 1.*\[32, 36, 32\]"):
             with_patch_and_batch(make_plans([32] * 3, CUBIC), make_plans([32, 36, 32], CUBIC), 2)
-        others = make_plans([32] * 3, CUBIC, data_identifier="others")
-        with pytest.raises(ValueError, match="others, ours nnUNetPlans_3d_fullres"):
+        others = make_plans([32] * 3, CUBIC, spacing=[1, 1, 2])
+        with pytest.raises(ValueError, match=r"spacing \[1, 1, 2\], ours .*: arms must train on the same data"):
             with_patch_and_batch(others, make_plans([32] * 3, CUBIC), 2)
 
 
@@ -498,7 +521,9 @@ class TestReport:
         curve = rise + [final] * (self.EPOCHS - len(rise))
         dice = {f"case_{n}": {"1": final + 0.001 * n, "2": final - 0.001 * n} for n in range(4)}
         return {
-            **{"arm": arm, "labels": labels, "seed": seed, "fold": fold_number(labels, seed), "dice": dice},
+            **{"arm": arm, "labels": labels, "seed": seed, "fold": 10 * LABELS.index(labels) + seed, "dice": dice},
+            "cpu_seconds": 70.5,
+            "changes": {},
             **{"steps": 120, "seconds": 60.5, "recipe": {"seed": seed}, "log": ["$ nnUNetv2_train", "Epoch 0"]},
             "peak_rates": {"decoder": 0.003, "stem": 0.003 if arm == ALL_LAYERS_ALIKE else 2.3e-5},
             "starts_from": "" if arm in ("scratch", "stock") else "1234",
@@ -521,11 +546,19 @@ class TestReport:
                     self.keep(work, f"{arm}_{labels}_{seed}", self.record(arm, labels, seed))
         provenance = {key: "?" for key in ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")}
         curve = [
-            {"train_loss": 1.2, "val_loss": 1.1, "probe": None},
-            {"train_loss": 0.9, "val_loss": 0.8, "probe": 0.5},
+            {"train_loss": 1.2, "val_loss": 1.1},
+            {"train_loss": 0.9, "val_loss": 0.8},
         ]
-        pretraining = {"pretraining": "reference", "epochs": 2, "steps": 100, "seconds": 9, "recipe": {}, "log": ["x"]}
-        reached = {"reconstruction_loss": 0.75, "probe_before": 0.4, "weights": "1234"}
+        pretraining = {
+            "pretraining": "reference",
+            "epochs": 2,
+            "steps": 100,
+            "seconds": 9,
+            "cpu_seconds": 8,
+            "recipe": {},
+            "log": ["x"],
+        }
+        reached = {"reconstruction_loss": 0.75, "weights": "1234"}
         self.keep(work, REFERENCE.run, {**pretraining, **provenance, "curve": curve, **reached})
         for file in (work.prepared_file, work.settings_file):
             file.write_text("{}")
@@ -541,7 +574,7 @@ class TestReport:
         assert results.rows("runs")[0]["dice"] == "0.63000" and results.rows("runs")[0]["dice_2"] == "0.62850"
         assert [row["arm"] for row in results.rows("ablations")] == [arm for arm in sorted(self.ABLATED) for _ in "01"]
         assert len(results.rows("cases")) == 28 * 4 and len(results.rows("curves")) == 28 * self.EPOCHS
-        assert [(row["val_loss"], row["probe"]) for row in results.rows("pretraining")] == [("1.1", ""), ("0.8", "0.5")]
+        assert [row["val_loss"] for row in results.rows("pretraining")] == ["1.1", "0.8"]
         assert (results.folder / "logs" / "scratch_labels5_seed1.txt").read_text() == "$ nnUNetv2_train\nEpoch 0\n"
         assert (results.folder / "recipes" / "stock.json").is_file()
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from benchmarks.few_labels.arms import ARMS, REFERENCE, Run
+from benchmarks.few_labels.arms import ARMS, SPARK_REFERENCE, Run
 from benchmarks.few_labels.collect import collect
+from benchmarks.few_labels.prepare import LABELLED, UNLABELLED
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import Splits
 from benchmarks.few_labels.training import fold_folder, pretraining_folder
@@ -30,6 +31,7 @@ LENGTHS = {
     "finetune-iterations": 2,
     "finetune-val-iterations": 1,
     "save-every": 1,
+    "spacing": "1.25 1 1",
 }
 OPTIONS = [word for name, value in LENGTHS.items() for word in (f"--{name}", str(value))]
 FOLDED = Settings()  # folders depend on the preset alone
@@ -37,25 +39,25 @@ FOLDED = Settings()  # folders depend on the preset alone
 
 def write_data(folder: Path) -> Path:
     """Scans in the layout of the real ones: a bright ball in a box of noise, its halves labelled 1 and 2."""
-    (folder / "hippocampus").mkdir(parents=True)
-    splits = Splits.read(write_splits(folder / "hippocampus" / "splits.json"))
+    folder.mkdir()
+    splits = Splits.read(write_splits(folder / "splits.json"))
     rng = np.random.default_rng(0)
-    for case in (*splits.pretrain, *splits.labelled[20], *splits.validation):
+    for case in {*splits.pretrain, *splits.all_labelled, *splits.validation}:
         where = np.meshgrid(*(np.linspace(-1, 1, n) + rng.uniform(-0.2, 0.2) for n in (32, 32, 32)), indexing="ij")
         inside = sum(axis**2 for axis in where) < 0.5
         label = np.where(inside, np.where(where[0] > 0, 1, 2), 0).astype(np.uint8)
         image = (100.0 * inside + rng.normal(0, 20, label.shape)).astype(np.float32)
         for array, name in ((image, f"imagesTr/{case}_0000.nii.gz"), (label, f"labelsTr/{case}.nii.gz")):
-            file = folder / "hippocampus" / name
+            file = folder / name
             file.parent.mkdir(exist_ok=True)
             sitk.WriteImage(sitk.GetImageFromArray(array), str(file))
     description = {
         "channel_names": {"0": "MRI"},
         "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
-        "numTraining": 26,
+        "numTraining": 9,
         "file_ending": ".nii.gz",
     }
-    (folder / "hippocampus" / "dataset.json").write_text(json.dumps(description))
+    (folder / "dataset.json").write_text(json.dumps(description))
     return folder
 
 
@@ -73,9 +75,9 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
 @pytest.mark.skipif(os.name != "posix", reason="the benchmark locks its runs by fcntl")
 def test_from_data_to_tables(tmp_path: Path) -> None:
     data, work = write_data(tmp_path / "data"), Work(tmp_path / "work")
-    command = ["finetune", "--arm", "pretrained", "--labels", "5", "--seeds", "1", "--cores", "1"]
+    command = ["run", "--arms", "spark_pretrained", "--labels", "5", "--seeds", "1", "--cores", "1"]
     command += ["--work", str(work.root), "--data", str(data)]
-    run = Run(ARMS["pretrained"], 5, 1)
+    run = Run(ARMS["spark_pretrained"], 5, 1, 11)
 
     # stopped in its training with labels, when that has a checkpoint
     process = start(*command, *OPTIONS)
@@ -84,12 +86,12 @@ def test_from_data_to_tables(tmp_path: Path) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     assert "the same command resumes" in finish(process, status=130)
-    assert work.record(REFERENCE.run).is_file() and not work.record(run.name).exists()
-    pretrained = pretraining_folder(work, FOLDED, REFERENCE) / "checkpoint_final.pth"
+    assert work.record(SPARK_REFERENCE.run).is_file() and not work.record(run.name).exists()
+    pretrained = pretraining_folder(work, FOLDED, SPARK_REFERENCE) / "checkpoint_final.pth"
     made = pretrained.stat().st_mtime_ns
 
     # goes on, with the settings of the folder
-    assert "pretrain_reference: already finished" in finish(start(*command))
+    assert "pretrain_spark: already finished" in finish(start(*command))
     assert pretrained.stat().st_mtime_ns == made
     record = json.loads(work.record(run.name).read_text())
     assert any(line.startswith("100.0% of the encoder's parameters come from the file") for line in record["log"])
@@ -98,26 +100,32 @@ def test_from_data_to_tables(tmp_path: Path) -> None:
     assert "This split has 5 training and 2 validation cases." in record["log"]
 
     # what is kept
-    splits = Splits.read(data / "hippocampus" / "splits.json")
-    assert set(record["dice"]) == set(splits.validation) and set(record["dice"]["case_24"]) == {"1", "2"}
+    splits = Splits.read(data / "splits.json")
+    assert set(record["dice"]) == set(splits.validation) and set(record["dice"]["case_07"]) == {"1", "2"}
     assert len(record["curve"]) == 2 and record["steps"] == 4 and record["seconds"] > 0
     assert "1 threads" in record["machine"]
     recipe = record["recipe"]["recipe"]
     assert (recipe["seed"], recipe["batch_size"], recipe["initial_lr"]) == (1, 2, 3e-3)
+    assert record["cpu_seconds"] > record["seconds"] / 4
     collect(work, tmp_path / "results")
+    assert (work.root / "results" / "runs.csv").read_bytes() == (tmp_path / "results" / "runs.csv").read_bytes()
     with open(tmp_path / "results" / "runs.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["arm"], row["labels"], row["seed"], row["fold"]) for row in rows] == [("pretrained", "5", "1", "1")]
+    assert [(row["arm"], row["labels"], row["seed"], row["fold"]) for row in rows] == [
+        ("spark_pretrained", "5", "1", "11")
+    ]
     with open(tmp_path / "results" / "changes.csv", newline="", encoding="utf-8") as file:
         changes = {row["layer"]: float(row["change"]) for row in csv.DictReader(file)}
-    # at 1/64 of its rate the stem moves far less than the last layer
-    assert 0 < changes["stem"] < 0.05 * changes["transformer block 1"] and changes["transformer block 1"] < 1
-    assert json.loads((tmp_path / "results" / "prepared.json").read_text())["stock"]["patch_size"] == [32, 32, 32]
+    # at a fraction of its rate the first stage moves far less than the last
+    assert 0 < changes["stage 0"] < 0.1 * max(changes.values()) < 0.1
+    plans = json.loads((tmp_path / "results" / "prepared.json").read_text())
+    assert plans["stock"]["patch_size"] == plans["SparK pre-training"]["patch_size"] == [32, 32, 32]
+    assert plans["stock"]["spacing"] == [1.25, 1, 1]
     everything = "".join(file.read_text() for file in (tmp_path / "results").rglob("*.*"))
     assert str(tmp_path) not in everything
 
     # no label of a scan for pre-training is in the work folder, but the foreground that dataset prepare finds
-    labelled = {file.name.removesuffix(".nii.gz") for file in (work.raw / "Dataset006_Hippocampus/labelsTr").iterdir()}
-    assert labelled == {*splits.labelled[20], *splits.validation}
-    made_labels = work.raw / "Dataset060_HippocampusScans" / "labelsTr"
+    labelled = {file.name.removesuffix(".nii.gz") for file in (work.raw / LABELLED / "labelsTr").iterdir()}
+    assert labelled == {*splits.all_labelled, *splits.validation}
+    made_labels = work.raw / UNLABELLED / "labelsTr"
     assert {int(sitk.GetArrayFromImage(sitk.ReadImage(file)).max()) for file in made_labels.iterdir()} == {1}

@@ -1,33 +1,35 @@
-"""Does pre-training help with few labels?
+"""Does pre-training help with few labels, on a dataset of yours?
 
-    python -m benchmarks.few_labels all --work W            prepare, pretrain, and all arms
-    python -m benchmarks.few_labels collect --work W        benchmarks/few_labels/results/
-    python -m benchmarks.few_labels report                  docs/results.md, docs/results_appendix.md and their plots
+    python -m benchmarks.few_labels run --data FOLDER --work W        prepare, pre-train, and train all arms
+    python -m benchmarks.few_labels collect --work W --to RESULTS     CSV files, recipes, key lines of the logs
+    python -m benchmarks.few_labels report                            docs/results.md, docs/results_appendix.md
 
-Each step is also a command of its own. Finished runs are skipped, interrupted runs are resumed. On another machine,
---but-collected leaves out the runs that were collected on the first.
+FOLDER is a dataset in nnU-Net's raw layout with a splits.json: lists of cases "pretrain" (images alone are used),
+"labelled_N" for any numbers N, nested, and "validation". Finished runs are skipped, interrupted runs are resumed.
+W/results has what is finished.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.few_labels.ablations import ABLATIONS
-from benchmarks.few_labels.arms import ARMS, REFERENCE, Arm, Pretraining, balanced
+from benchmarks.few_labels.arms import ARMS, REFERENCE, SPARK_REFERENCE, Arm, Pretraining, runs_of
 from benchmarks.few_labels.collect import check_settings, collect
 from benchmarks.few_labels.commands import CommandFailed, Commands
 from benchmarks.few_labels.prepare import prepare
 from benchmarks.few_labels.report import write_report
 from benchmarks.few_labels.results import FOLDER, Results
 from benchmarks.few_labels.settings import Settings, add_options, settings_of
-from benchmarks.few_labels.subsets import LABELS, MAX_SEEDS
+from benchmarks.few_labels.subsets import MAX_SEEDS, Splits
 from benchmarks.few_labels.training import finetune, pretrain
-from benchmarks.few_labels.work import ROOT, Work
+from benchmarks.few_labels.work import Work
 
-DATA = Path(os.environ.get("HYSPARK_REAL_DATA") or ROOT.parent / "shared" / "data")
+PRETRAININGS = {pretraining.name: pretraining for pretraining in (REFERENCE, SPARK_REFERENCE)}
 
 
 class Benchmark:
@@ -45,58 +47,53 @@ class Benchmark:
         self.commands = Commands(self.work, max(1, self.cores // arguments.jobs))
         self.failures: list[str] = []
 
-    def prepare(self) -> None:
-        self._do([partial(prepare, self.commands, self.settings, self.arguments.data)])
+    def prepare(self) -> Splits:
+        """The datasets, plans and folds."""
+        return prepare(self.commands, self.settings, self.arguments.data)
 
-    def pretrain(self, pretraining: Pretraining = REFERENCE) -> None:
-        """It takes every core: nothing else of this benchmark runs beside it."""
+    def pretrain(self, pretrainings: Sequence[Pretraining]) -> None:
+        """Each takes every core: nothing else of this benchmark runs beside it."""
         commands = Commands(self.work, self.cores)
-        self._do([partial(pretrain, commands, self.settings, pretraining)], commands)
+        for pretraining in pretrainings:
+            self._do([partial(pretrain, commands, self.settings, pretraining)], commands)
 
-    def finetune(self, arms: Iterable[Arm]) -> None:
+    def run(self, arms: Sequence[Arm]) -> None:
         """The arms' trainings, after the pre-trainings that they start from."""
-        runs = balanced(arms, self.arguments.labels, self.arguments.seeds)
+        splits = self.prepare()
+        runs = runs_of(arms, self.arguments.labels or list(splits.labelled), self.arguments.seeds, splits)
         if self.arguments.but_collected:
             check_settings(self.work, FOLDER)
             collected = Results(FOLDER)
             runs = [run for run in runs if run.seed not in collected.seeds(run.labels, run.arm.name)]
-        for pretraining in {p.name: p for run in runs if (p := run.arm.pretraining) is not None}.values():
-            self.pretrain(pretraining)
+        self.pretrain(list({p.name: p for run in runs if (p := run.arm.pretraining) is not None}.values()))
         self._do([partial(finetune, self.commands, self.settings, run) for run in runs])
 
     def _do(self, tasks: Sequence[Callable[[], None]], commands: Commands | None = None) -> None:
         if not self.failures:
-            self.failures += (commands or self.commands).side_by_side(tasks, self.arguments.jobs)
+            then = partial(collect, self.work, self.work.root / "results", quietly=True)
+            self.failures += (commands or self.commands).side_by_side(tasks, self.arguments.jobs, then)
 
 
 def run_prepare(benchmark: Benchmark) -> None:
-    """The datasets, plans and folds."""
+    """the datasets, plans and folds"""
     benchmark.prepare()
 
 
 def run_pretrain(benchmark: Benchmark) -> None:
-    """The pre-training, after prepare."""
+    """the pre-trainings, after prepare"""
     benchmark.prepare()
-    benchmark.pretrain()
+    benchmark.pretrain([PRETRAININGS[name] for name in benchmark.arguments.names])
 
 
-def run_finetune(benchmark: Benchmark) -> None:
-    """An arm's trainings with labels, after what it needs."""
-    benchmark.prepare()
-    benchmark.finetune([ARMS[benchmark.arguments.arm]])
+def run_arms(benchmark: Benchmark) -> None:
+    """the arms' trainings with labels, after what they need: seed by seed; labels and arms in the order given"""
+    benchmark.run([ARMS[name] for name in benchmark.arguments.arms])
 
 
 def run_ablation(benchmark: Benchmark) -> None:
-    """An ablation's pre-training, where it has one of its own, and its trainings with labels."""
+    """an ablation's trainings with labels, after what they need"""
     name = benchmark.arguments.name
-    benchmark.prepare()
-    benchmark.finetune(ABLATIONS[name].arms(name))
-
-
-def run_all(benchmark: Benchmark) -> None:
-    """Everything but the ablations."""
-    benchmark.prepare()
-    benchmark.finetune(ARMS.values())
+    benchmark.run(ABLATIONS[name].arms(name))
 
 
 def at_least_one(text: str) -> int:
@@ -116,52 +113,28 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     folder = argparse.ArgumentParser(add_help=False)
-    folder.add_argument("--work", type=Path, required=True, help="folder of data, trainings and logs")
+    folder.add_argument("--work", type=Path, required=True, help="folder of datasets, trainings and logs")
     shared = argparse.ArgumentParser(add_help=False, parents=[folder])
-    shared.add_argument("--data", type=Path, default=DATA, help="folder that holds hippocampus/ (default: %(default)s)")
-    shared.add_argument(
-        "--jobs", type=at_least_one, default=1, help="trainings side by side, which share the cores (default: 1)"
-    )
-    shared.add_argument(
-        "--cores",
-        type=at_least_one,
-        metavar="N",
-        help="how many cores this command takes, where others run beside it (default: all)",
-    )
+    add = shared.add_argument
+    add("--data", type=Path, required=True, metavar="FOLDER", help="the dataset, with splits.json")
+    add("--jobs", type=at_least_one, default=1, metavar="N", help="trainings side by side (default: 1)")
+    add("--cores", type=at_least_one, metavar="N", help="cores that all of them take (default: all)")
     add_options(shared)
-    seeds = argparse.ArgumentParser(add_help=False)
-    seeds.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1, 2],
-        choices=range(MAX_SEEDS),
-        metavar="N",
-        help="(default: 0 1 2)",
-    )
+    training = argparse.ArgumentParser(add_help=False)
+    add, seeds = training.add_argument, range(MAX_SEEDS)
+    add("--labels", type=int, nargs="+", metavar="N", help="numbers of labelled cases (default: all of splits.json)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], choices=seeds, metavar="N", help="(default: 0 1 2)")
+    add("--but-collected", action="store_true", help="leave out runs whose results are in the repository")
 
-    seeds.add_argument(
-        "--but-collected",
-        action="store_true",
-        help="leave out the runs whose results are in the repository: begun on one machine, ended on another",
-    )
-
-    def add(name: str, run: Callable[[Benchmark], None], labels: Sequence[int] = ()) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, parents=[shared, seeds] if labels else [shared], help=run.__doc__)
-        if labels:
-            made.add_argument(
-                "--labels", type=int, nargs="+", default=labels, choices=LABELS, help="(default: %(default)s)"
-            )
+    def command(name: str, run: Callable[[Benchmark], None], *parents: argparse.ArgumentParser) -> Callable[..., Any]:
+        made = commands.add_parser(name, parents=[shared, *parents], help=run.__doc__)
         made.set_defaults(run=lambda arguments: _run(run, arguments))
-        return made
+        return made.add_argument
 
-    add("prepare", run_prepare)
-    add("pretrain", run_pretrain)
-    add("finetune", run_finetune, LABELS).add_argument("--arm", required=True, choices=ARMS)
-    add("all", run_all, LABELS)
-    add("ablation", run_ablation, LABELS[:1]).add_argument(
-        "name", choices=ABLATIONS, metavar="NAME", help=", ".join(ABLATIONS)
-    )
+    command("prepare", run_prepare)
+    command("pretrain", run_pretrain)("names", nargs="+", choices=PRETRAININGS)
+    command("run", run_arms, training)("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="(default: all)")
+    command("ablation", run_ablation, training)("name", choices=ABLATIONS, metavar="NAME", help=", ".join(ABLATIONS))
     collecting = commands.add_parser(
         "collect", parents=[folder], help="write the results of finished runs as CSV files"
     )

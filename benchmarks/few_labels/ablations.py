@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from benchmarks.few_labels.arms import REFERENCE, Arm, Pretraining
+from benchmarks.few_labels.arms import HYSPARK, REFERENCE, SPARK, SPARK_REFERENCE, Arm, Pretraining
 
 SCRATCH = "_scratch"  # what the same training from random weights is called by, after the ablation's name
 
@@ -27,6 +27,7 @@ class Ablation:
         with_scratch: also train from random weights with this fine-tuning: what it changes there, too, is no merit of
             the pre-training.
         against: the arm or ablation from which nothing else differs.
+        family: whose network.
     """
 
     pretrain: Mapping[str, Any] = field(default_factory=dict)
@@ -36,16 +37,22 @@ class Ablation:
     network: Mapping[str, Any] = field(default_factory=dict)
     with_scratch: bool = False
     against: str = "pretrained"
+    family: str = HYSPARK
 
     def pretraining(self, name: str) -> Pretraining:
         """The pre-training: that of the benchmark where nothing about it differs."""
         if not self.pretrain and not self.network and self.pretrain_length == 1:
-            return REFERENCE
-        return Pretraining(name, self.pretrain, self.pretrain_length, self.network)
+            return SPARK_REFERENCE if self.family == SPARK else REFERENCE
+        return Pretraining(name, self.pretrain, self.pretrain_length, self.network, self.family)
 
     def arms(self, name: str) -> list[Arm]:
         """What is trained with labels."""
-        both: dict[str, Any] = {"recipe": self.finetune, "length": self.finetune_length, "network": self.network}
+        both: dict[str, Any] = {
+            "recipe": self.finetune,
+            "length": self.finetune_length,
+            "network": self.network,
+            "family": self.family,
+        }
         arms = [Arm(name, self.pretraining(name), **both)]
         return [*arms, Arm(f"{name}{SCRATCH}", **both)] if self.with_scratch else arms
 
@@ -56,6 +63,7 @@ HALF_THE_STEPS, TWICE_THE_STEPS, THREE_TIMES_THE_STEPS = "half_the_steps", "twic
 ALL_LAYERS_ALIKE = "layer_decay_1"
 # pre-training shows most where there are few steps to train with labels, and what takes a pre-training of its own is
 # compared at a length at which both take twenty minutes of one core
+_spark = partial(Ablation, family=SPARK, against="spark_pretrained")
 _halved = partial(Ablation, finetune_length=0.5)
 _of_halved = partial(_halved, against=HALF_THE_STEPS)
 _brief = partial(_of_halved, pretrain_length=0.12)
@@ -89,6 +97,10 @@ ABLATIONS: Mapping[str, Ablation] = {
     "intensity_augmentation_of_both": _of_brief(pretrain={"intensity_augmentation": "both"}),
     "mask_block_2": _of_brief(pretrain={"mask_block": 2}),
     "targets_not_standardised": _of_brief(pretrain={"standardise_targets": False}),
+    f"spark_{HALF_THE_STEPS}": _spark(finetune_length=0.5, with_scratch=True),
+    f"spark_{TWICE_THE_STEPS}": _spark(finetune_length=2, with_scratch=True),
+    f"spark_{ALL_LAYERS_ALIKE}": _spark(finetune={"layer_decay": 1.0}),
+    "spark_reconstruction_decoder": _spark(pretrain={"decoder": "reconstruction"}),
 }
 
 
@@ -102,4 +114,4 @@ def compared_with(arm: str) -> str:
     against = ABLATIONS[arm.removesuffix(SCRATCH)].against
     while against in ABLATIONS and not ABLATIONS[against].with_scratch:
         against = ABLATIONS[against].against
-    return against + SCRATCH if against in ABLATIONS else "scratch"
+    return against + SCRATCH if against in ABLATIONS else against.replace("pretrained", "scratch")

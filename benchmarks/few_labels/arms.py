@@ -4,16 +4,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.few_labels.prepare import PROBED_ID, STOCK_PLANS, hyspark_plans, pretraining_plans
+from benchmarks.few_labels.prepare import LIKE, STOCK_PLANS, hyspark_plans
 from benchmarks.few_labels.settings import Settings
-from benchmarks.few_labels.subsets import fold_number
+from benchmarks.few_labels.subsets import Splits
 from benchmarks.few_labels.trainers.few_labels_stock import PREFIX, FewLabelsStockTrainer
 from hyspark_nnunet.recipe.fields import variable_name
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
+from hyspark_nnunet.training.spark import SparKFinetuneTrainer, SparKPretrainTrainer
 
-FINETUNER, PRETRAINER = HySparKFinetuneTrainer.__name__, HySparKPretrainTrainer.__name__
-STOCK_TRAINER = FewLabelsStockTrainer.__name__
+# HySparK's network, or that of nnU-Net's plan; the latter is also trained by nnU-Net itself
+HYSPARK, SPARK, STOCK = "HySparK", "SparK", "stock nnU-Net"
+PRETRAINERS = {HYSPARK: HySparKPretrainTrainer.__name__, SPARK: SparKPretrainTrainer.__name__}
+TRAINERS = {
+    HYSPARK: HySparKFinetuneTrainer.__name__,
+    SPARK: SparKFinetuneTrainer.__name__,
+    STOCK: FewLabelsStockTrainer.__name__,
+}
 PRETRAIN_SEED = 0
+
+
+def plans_of(family: str, settings: Settings) -> str:
+    """The plans of a family's network for the labelled dataset."""
+    return hyspark_plans(settings) if family == HYSPARK else STOCK_PLANS
 
 
 def with_network(plans: str, network: Mapping[str, Any]) -> str:
@@ -30,25 +42,32 @@ class Pretraining:
         recipe: fields of ``PretrainRecipe`` that differ from the settings.
         length: its epochs, in parts of those of the settings.
         network: arguments of the network that differ from the plan's.
+        family: whose network is pre-trained.
     """
 
     name: str = "reference"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     length: float = 1.0
     network: Mapping[str, Any] = field(default_factory=dict)
+    family: str = HYSPARK
 
     @property
     def run(self) -> str:
         return f"pretrain_{self.name}"
 
+    @property
+    def trainer(self) -> str:
+        return PRETRAINERS[self.family]
+
     def plans(self, settings: Settings) -> str:
-        return with_network(pretraining_plans(settings), self.network)
+        return with_network(plans_of(self.family, settings) + LIKE, self.network)
 
     def epochs(self, settings: Settings) -> int:
         return max(1, round(self.length * settings.pretrain_epochs))
 
     def variables(self, settings: Settings) -> dict[str, str]:
         """Environment variables of the training."""
+        width = {"decoder_width": settings.pretrain_decoder_width or None} if self.family == HYSPARK else {}
         fields = {
             "num_epochs": self.epochs(settings),
             "num_iterations_per_epoch": settings.pretrain_iterations,
@@ -56,18 +75,17 @@ class Pretraining:
             "batch_size": settings.pretrain_batch,
             "initial_lr": settings.pretrain_lr,
             "warmup_fraction": settings.pretrain_warmup,
-            "decoder_width": settings.pretrain_decoder_width or None,
             "save_every": settings.save_every,
             "picture_every": settings.pretrain_epochs,
-            "probe_dataset": PROBED_ID,
-            "probe_every": settings.save_every,
+            "probe_every": 0,
             "seed": PRETRAIN_SEED,
+            **width,
             **self.recipe,
         }
         return {variable_name(name, "pretrain"): str(value) for name, value in fields.items()}
 
 
-REFERENCE = Pretraining()
+REFERENCE, SPARK_REFERENCE = Pretraining(), Pretraining("spark", family=SPARK)
 
 
 @dataclass(frozen=True)
@@ -79,23 +97,23 @@ class Arm:
         pretraining: whose weights it starts from; None: random ones.
         recipe: fields of ``FinetuneRecipe`` that differ from the settings.
         length: its epochs, in parts of those of the settings.
-        stock: nnU-Net's own network, trainer and optimiser.
         network: arguments of the network that differ from the plan's.
+        family: whose network and trainer; ``STOCK``: nnU-Net's, with its optimiser.
     """
 
     name: str
     pretraining: Pretraining | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     length: float = 1.0
-    stock: bool = False
     network: Mapping[str, Any] = field(default_factory=dict)
+    family: str = HYSPARK
 
     @property
     def trainer(self) -> str:
-        return STOCK_TRAINER if self.stock else FINETUNER
+        return TRAINERS[self.family]
 
     def plans(self, settings: Settings) -> str:
-        return STOCK_PLANS if self.stock else with_network(hyspark_plans(settings), self.network)
+        return with_network(plans_of(self.family, settings), self.network)
 
     def epochs(self, settings: Settings) -> int:
         return max(1, round(self.length * settings.finetune_epochs))
@@ -109,33 +127,49 @@ class Arm:
             "save_every": settings.save_every,
             "seed": seed,
         }
-        if self.stock:
+        if self.family == STOCK:
             return {f"{PREFIX}{name.upper()}": str(value) for name, value in lengths.items()}
         fields = {**lengths, "batch_size": settings.finetune_batch, "initial_lr": settings.finetune_lr, **self.recipe}
         return {variable_name(name, "finetune"): str(value) for name, value in fields.items()}
 
 
-ARMS = {arm.name: arm for arm in (Arm("pretrained", REFERENCE), Arm("scratch"), Arm("stock", stock=True))}
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("pretrained", REFERENCE),
+        Arm("scratch"),
+        Arm("spark_pretrained", SPARK_REFERENCE, family=SPARK),
+        Arm("spark_scratch", family=SPARK),
+        Arm("stock", family=STOCK),
+    )
+}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training with labels."""
+    """One training with labels.
+
+    Attributes:
+        arm: how.
+        labels: number of labelled cases.
+        seed: of the training and its choice of cases.
+        fold: of nnU-Net, which says the cases.
+    """
 
     arm: Arm
     labels: int
     seed: int
+    fold: int
 
     @property
     def name(self) -> str:
         return f"{self.arm.name}_labels{self.labels}_seed{self.seed}"
 
-    @property
-    def fold(self) -> int:
-        return fold_number(self.labels, self.seed)
 
+def runs_of(arms: Iterable[Arm], labels: Sequence[int], seeds: Sequence[int], splits: Splits) -> list[Run]:
+    """All runs, in the order given: seed by seed, in it by number of labels, arms side by side.
 
-def balanced(arms: Iterable[Arm], labels: Sequence[int], seeds: Sequence[int]) -> list[Run]:
-    """All runs, seed by seed, fewest labels first, arms side by side: whatever is done can be compared at any time."""
+    So whatever is done can be compared at any time.
+    """
     arms = list(arms)
-    return [Run(arm, count, seed) for seed in seeds for count in sorted(labels) for arm in arms]
+    return [Run(arm, count, seed, splits.fold(count, seed)) for seed in seeds for count in labels for arm in arms]

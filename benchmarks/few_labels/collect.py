@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.few_labels.arms import ARMS
-from benchmarks.few_labels.layer_changes import changes_of_runs
 from benchmarks.few_labels.record import mean_dice
 from benchmarks.few_labels.results import Results, Row
+from benchmarks.few_labels.settings import read_settings
 from benchmarks.few_labels.work import Work
 from benchmarks.measuring import write_csv
 
 PROVENANCE = ("commit", "hyspark_nnunet", "nnunetv2", "torch", "machine")
 # what names a run in each file: rows of a run are replaced together
 RUN_COLUMNS = ("arm", "labels", "seed", "pretraining")
+CPU = "CPU seconds"
 STARTS, TRAINED = "starts from", "trained by"
 # each machine pre-trains again and gets other weights; defaults change from one commit to the next
 ALIKE = {
@@ -31,7 +32,7 @@ ALIKE = {
 }
 
 
-def collect(work: Work, to: Path) -> None:
+def collect(work: Work, to: Path, quietly: bool = False) -> None:
     """Writes CSV files, recipes and key lines of logs, beside those of other runs that are there already.
 
     Runs of several work folders, of several machines, come together so; all with the same settings.
@@ -43,7 +44,7 @@ def collect(work: Work, to: Path) -> None:
     """
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(work.record("x").parent.glob("*.json"))]
     if not records:
-        raise FileNotFoundError(f"{work.root} holds no finished run: python -m benchmarks.few_labels all --work ...")
+        raise FileNotFoundError(f"{work.root} holds no finished run: python -m benchmarks.few_labels run --work ...")
     pretrainings = [record for record in records if "pretraining" in record]
     runs = [record for record in records if "arm" in record]
     check_settings(work, to)
@@ -52,7 +53,7 @@ def collect(work: Work, to: Path) -> None:
         "ablations": [_run_row(run) for run in runs if run["arm"] not in ARMS],
         "cases": [row for run in runs for row in _case_rows(run)],
         "curves": [row for run in runs for row in _curve_rows(run)],
-        "changes": list(changes_of_runs(work, runs)),
+        "changes": [row for run in runs for row in _change_rows(run)],
         "pretraining": [row for record in pretrainings for row in _pretraining_rows(record)],
         "pretrainings": [
             {
@@ -62,9 +63,8 @@ def collect(work: Work, to: Path) -> None:
                 "first loss": record["curve"][0]["val_loss"],
                 "last loss": record["curve"][-1]["val_loss"],
                 "loss of whole cases": f"{record['reconstruction_loss']:.4f}",
-                "probe before": _or_empty(record["probe_before"]),
-                "last probe": _or_empty(record["curve"][-1]["probe"]),
                 "seconds": record["seconds"],
+                CPU: record["cpu_seconds"],
                 **{key: record[key] for key in PROVENANCE},
                 "weights": record["weights"],
             }
@@ -80,14 +80,16 @@ def collect(work: Work, to: Path) -> None:
             _check_alike(merged[name], column)
     for name, both in merged.items():
         if both:
-            write_csv(to / f"{name}.csv", both)
+            columns = dict.fromkeys([key for row in both for key in row], "")
+            write_csv(to / f"{name}.csv", [columns | row for row in both])
     for record in [*pretrainings, *runs]:
         _write_lines(to / "logs" / f"{_name(record)}.txt", record["log"])
     for name, recipe in {_recipe_name(record): _recipe(record) for record in [*pretrainings, *runs]}.items():
         _write_lines(to / "recipes" / f"{name}.json", json.dumps(recipe, indent=1).splitlines())
     for source in (work.prepared_file, work.settings_file):
         _write_lines(to / source.name, source.read_text(encoding="utf-8").splitlines())
-    print(f"{len(pretrainings)} pre-trainings and {len(runs)} trainings with labels are in {to}", flush=True)
+    if not quietly:
+        print(f"{len(pretrainings)} pre-trainings and {len(runs)} trainings with labels are in {to}", flush=True)
 
 
 def check_settings(work: Work, results: Path) -> None:
@@ -97,9 +99,7 @@ def check_settings(work: Work, results: Path) -> None:
         ValueError: their settings differ.
     """
     here, there = work.settings_file, results / work.settings_file.name
-    if there.is_file() and json.loads(there.read_text(encoding="utf-8")) != json.loads(
-        here.read_text(encoding="utf-8")
-    ):
+    if there.is_file() and read_settings(there) != read_settings(here):
         raise ValueError(
             f"{results} holds results of other settings than {work.root} (compare their {there.name}): results are "
             "compared with each other. Take the same settings, another folder (collect --to), or remove that one first"
@@ -124,8 +124,8 @@ def _check_alike(runs: Sequence[Mapping[str, Any]], column: str) -> None:
 
 
 def _of_other_runs(rows: Sequence[Row], found: Sequence[Mapping[str, Any]]) -> list[Row]:
-    here, columns = {_run_of(row) for row in found}, dict.fromkeys(found[0] if found else (), "")
-    return [columns | row for row in rows if _run_of(row) not in here]
+    here = {_run_of(row) for row in found}
+    return [row for row in rows if _run_of(row) not in here]
 
 
 def _run_of(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -172,6 +172,7 @@ def _run_row(run: Mapping[str, Any]) -> dict[str, Any]:
         **{f"dice_{label}": f"{mean:.5f}" for label, mean in means.items()},
         "steps": run["steps"],
         "seconds": run["seconds"],
+        CPU: run["cpu_seconds"],
         **{key: run[key] for key in PROVENANCE},
         STARTS: run["starts_from"],
         TRAINED: _digest(_recipe(run)) if "peak_rates" in run else "",
@@ -204,6 +205,11 @@ def _curve_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _change_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    about = {key: run[key] for key in ("arm", "labels", "seed")}
+    return [{**about, "layer": layer, "change": f"{change:.3g}"} for layer, change in run["changes"].items()]
+
+
 def _pretraining_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     per_epoch = record["steps"] // record["epochs"]
     return [
@@ -211,7 +217,7 @@ def _pretraining_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "pretraining": record["pretraining"],
             "epoch": epoch,
             "steps": epoch * per_epoch,
-            **{key: _or_empty(values[key]) for key in ("train_loss", "val_loss", "probe")},
+            **{key: _or_empty(values[key]) for key in ("train_loss", "val_loss")},
         }
         for epoch, values in enumerate(record["curve"], start=1)
     ]

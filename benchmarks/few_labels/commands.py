@@ -78,7 +78,13 @@ class Commands:
                     pass_fds=[] if lock is None else [lock],
                 )
                 self._running.add(process)
-            status = process.wait()
+            # with its own child processes; a training that is interrupted and continued has several such commands
+            _, ended, usage = os.wait4(process.pid, 0)
+            status = process.returncode = os.waitstatus_to_exitcode(ended)
+            spent = self.work.cpu_seconds(name)
+            spent.parent.mkdir(parents=True, exist_ok=True)
+            with open(spent, "a", encoding="utf-8") as text:
+                text.write(f"{usage.ru_utime + usage.ru_stime:.1f}\n")
             # loader processes of a training that a signal ended at once: they would hold the lock on its run
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -94,10 +100,13 @@ class Commands:
         with self._guard:
             self._stopped = True
             for process in self._running:
-                process.send_signal(signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)  # Popen's own would wait for it, which ``run`` does
 
-    def side_by_side(self, tasks: Sequence[Callable[[], None]], jobs: int) -> list[str]:
-        """Runs tasks in their order, ``jobs`` at a time, also where one fails.
+    def side_by_side(
+        self, tasks: Sequence[Callable[[], None]], jobs: int, then: Callable[[], None] = lambda: None
+    ) -> list[str]:
+        """Runs tasks in their order, ``jobs`` at a time, also where one fails; after each that does not, ``then``.
 
         Returns:
             what went wrong.
@@ -112,6 +121,7 @@ class Commands:
                 for future in as_completed(futures):
                     try:
                         future.result()
+                        then()
                     except (CommandFailed, OSError, ValueError) as error:
                         print(f"failed: {error}", flush=True)
                         failures.append(str(error))

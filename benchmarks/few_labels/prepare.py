@@ -13,104 +13,111 @@ from benchmarks.few_labels.work import Work
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.planning.planner import PLANS_NAME
 
-LABELLED, UNLABELLED = "Dataset006_Hippocampus", "Dataset060_HippocampusScans"
-LABELLED_ID, UNLABELLED_ID = "6", "60"
-# the labelled cases without those of the validation, for the probe of the pre-training
-PROBED, PROBED_ID = "Dataset020_HippocampusProbe", "20"
+LABELLED, UNLABELLED = "Dataset001_Labelled", "Dataset002_Unlabelled"
+LABELLED_ID, UNLABELLED_ID = "1", "2"
 CONFIGURATION = "3d_fullres"
 # nnU-Net's own plans, and those with our patch and batch
 NNUNET_PLANS, STOCK_PLANS = "nnUNetPlans", "nnUNetFewLabelsPlans"
+LIKE = "Like001"  # of plans of the unlabelled dataset
+# beginnings of what a plan says on how data are preprocessed
+DATA_KEYS = ("spacing", "preprocessor", "normalization", "use_mask", "resampling")
 RUN = "prepare"  # name of the log
 
 
 def hyspark_plans(settings: Settings) -> str:
-    """Plans of the labelled dataset for our arms."""
+    """Plans of the labelled dataset for HySparK's arms."""
     return PLANS_NAME[settings.preset]
 
 
-def pretraining_plans(settings: Settings) -> str:
-    """Plans of the unlabelled dataset, with the topology of ``hyspark_plans``."""
-    return f"{hyspark_plans(settings)}Like{LABELLED[7:10]}"
-
-
-def prepare(commands: Commands, settings: Settings, data: Path) -> None:
+def prepare(commands: Commands, settings: Settings, data: Path) -> Splits:
     """Makes the datasets once; starts again after an interruption.
 
     Args:
         commands: of the work folder; their threads are processes of nnU-Net's preprocessing here.
-        settings: preset and batch.
-        data: folder that holds ``hippocampus``, in nnU-Net's raw layout, with ``splits.json``.
+        settings: preset, spacing and batches.
+        data: a dataset in nnU-Net's raw layout, with ``splits.json``.
+
+    Returns:
+        who is who in the work folder.
 
     Raises:
         FileNotFoundError: the data are not there.
-        ValueError: stock nnU-Net's network does not fit our patch, or another benchmark is at it.
+        ValueError: the work folder has other data, stock nnU-Net's network does not fit our patch, or another benchmark
+            is at it.
     """
-    with alone(commands.work, RUN) as lock:
-        if commands.work.prepared_file.is_file():
-            return
+    work, source = commands.work, data / "splits.json"
+    with alone(work, RUN) as lock:
+        if not source.is_file():
+            raise FileNotFoundError(f"no {source}: --data is a dataset in nnU-Net's raw layout with splits.json")
+        splits = Splits.read(source)
+        if work.prepared_file.is_file():
+            if Splits.read(work.splits_file) != splits:
+                raise ValueError(f"{work.root} was begun with another splits.json than {source}: take another --work")
+            return splits
         if lock is None:
-            raise ValueError(f"{commands.work.root} is being prepared by another benchmark: wait until it has finished")
-        _prepare(commands, settings, data, lock)
+            raise ValueError(f"{work.root} is being prepared by another benchmark: wait until it has finished")
+        _prepare(commands, settings, data, splits, lock)
+        return splits
 
 
-def _prepare(commands: Commands, settings: Settings, data: Path, lock: int) -> None:
-    work, source = commands.work, data / "hippocampus"
-    if not source.is_dir():
-        raise FileNotFoundError(f"no hippocampus data at {source}: give the folder that holds them with --data")
-    splits = Splits.read(source / "splits.json")
+def _prepare(commands: Commands, settings: Settings, data: Path, splits: Splits, lock: int) -> None:
+    work, description = commands.work, _read(data / "dataset.json")
     print(
-        f"prepare: {len(splits.pretrain)} scans without labels, {len(splits.labelled[20])} with, "
+        f"prepare: {len(splits.pretrain)} scans without labels, {len(splits.all_labelled)} with, "
         f"{len(splits.validation)} for validation",
         flush=True,
     )
-    labelled = splits.labelled[20]
-    _copy_labelled(source, work.raw / LABELLED, [*labelled, *splits.validation])
-    _copy_labelled(source, work.raw / PROBED, labelled)
-    scans = _copy(source / "imagesTr", work.root / "scans", [f"{case}_0000" for case in splits.pretrain])
-    _copy(source / "labelsTr", work.validation_labels, splits.validation)
+    ending, cases = description["file_ending"], [*splits.all_labelled, *splits.validation]
+    raw = work.raw / LABELLED
+    _copy(data / "imagesTr", raw / "imagesTr", cases, f"_[0-9][0-9][0-9][0-9]{ending}")
+    _copy(data / "labelsTr", raw / "labelsTr", cases, ending)
+    _write(raw / "dataset.json", description | {"numTraining": len(cases)})
+    scans = _copy(data / "imagesTr", work.root / "scans", splits.pretrain, f"_[0-9][0-9][0-9][0-9]{ending}")
+    _copy(data / "labelsTr", work.validation_labels, splits.validation, ending)
+    shutil.copy(data / "splits.json", work.splits_file)
 
     # nnU-Net's planner does not take 0 loader processes
     variables, np = {"nnUNet_n_proc_DA": "1"}, ("-np", str(commands.threads))
+    spacing = ("-overwrite_target_spacing", *settings.spacing.split()) if settings.spacing else ()
     ours = ("-preset", settings.preset, "-c", CONFIGURATION, "-npfp", np[1], *np, "--no_pbar")
-    named = ("-d", UNLABELLED_ID, "-n", UNLABELLED[11:], "--channels", _channel(source), *np, "--overwrite")
+    channels = [description["channel_names"][key] for key in sorted(description["channel_names"], key=int)]
+    named = ("-d", UNLABELLED_ID, "-n", UNLABELLED[11:], "--channels", *channels, *np, "--overwrite")
     for command in (
         ("hyspark_nnunet", "dataset", "prepare", str(scans), *named),
-        ("hyspark_nnunet", "plan_and_preprocess", "-d", LABELLED_ID, *ours),
+        ("hyspark_nnunet", "plan_and_preprocess", "-d", LABELLED_ID, *ours, *spacing),
         ("hyspark_nnunet", "plan_and_preprocess", "-d", UNLABELLED_ID, "--like", LABELLED_ID, *ours),
-        ("hyspark_nnunet", "plan_and_preprocess", "-d", PROBED_ID, "--like", LABELLED_ID, *ours),
-        ("nnUNetv2_plan_experiment", "-d", LABELLED_ID),
+        ("nnUNetv2_plan_experiment", "-d", LABELLED_ID, *spacing),
     ):
         commands.run(RUN, command, variables, lock=lock)
-    folder = work.preprocessed / LABELLED
+    folder, unlabelled = work.preprocessed / LABELLED, work.preprocessed / UNLABELLED
     _write(folder / "splits_final.json", splits.folds())
-    plans = _read(folder / f"{hyspark_plans(settings)}.json")
+    plans, like = _read(folder / f"{hyspark_plans(settings)}.json"), hyspark_plans(settings) + LIKE
     stock = with_patch_and_batch(_read(folder / f"{NNUNET_PLANS}.json"), plans, settings.finetune_batch)
     _write(folder / f"{STOCK_PLANS}.json", stock)
+    spark = with_network_of(_read(unlabelled / f"{like}.json"), stock)
+    _write(unlabelled / f"{STOCK_PLANS}{LIKE}.json", spark)
     _write(
         work.prepared_file,
         {
-            "pre-training": described(
-                _read(work.preprocessed / UNLABELLED / f"{pretraining_plans(settings)}.json"), settings.pretrain_batch
-            ),
+            "pre-training": described(_read(unlabelled / f"{like}.json"), settings.pretrain_batch),
             "pre-trained and scratch": described(plans, settings.finetune_batch),
             "stock": described(stock, settings.finetune_batch),
+            "SparK pre-training": described(spark, settings.pretrain_batch),
         },
     )
 
 
 def with_patch_and_batch(stock: dict[str, Any], ours: dict[str, Any], batch: int) -> dict[str, Any]:
-    """nnU-Net's plans with the patch of ours and this batch; the network stays nnU-Net's.
+    """nnU-Net's plans with our preprocessed data and patch, and this batch; the network stays nnU-Net's.
 
     Raises:
-        ValueError: nnU-Net's network does not fit the patch, or the preprocessed data differ.
+        ValueError: nnU-Net's network does not fit the patch, or the data would be preprocessed differently.
     """
     plans = json.loads(json.dumps(stock)) | {"plans_name": STOCK_PLANS}
     configuration, model = plans["configurations"][CONFIGURATION], ours["configurations"][CONFIGURATION]
-    if configuration["data_identifier"] != model["data_identifier"]:
-        raise ValueError(
-            f"nnU-Net's plans want the data {configuration['data_identifier']}, ours {model['data_identifier']}: the "
-            "arms must train on the same"
-        )
+    for key, value in configuration.items():
+        if key.startswith(DATA_KEYS) and value != model[key]:
+            raise ValueError(f"nnU-Net's plans have {key} {value}, ours {model[key]}: arms must train on the same data")
     for axis, size in enumerate(model["patch_size"]):
         stride = 1
         for strides in configuration["architecture"]["arch_kwargs"]["strides"]:
@@ -118,10 +125,20 @@ def with_patch_and_batch(stock: dict[str, Any], ours: dict[str, Any], batch: int
         if size % stride:
             raise ValueError(
                 f"nnU-Net's network has stride {stride} on axis {axis}, of which our patch {model['patch_size']} is no "
-                "multiple: take another preset"
+                "multiple: take another preset or spacing"
             )
-    configuration |= {"patch_size": model["patch_size"], "batch_size": batch}
+    data = {key: model[key] for key in ("data_identifier", "patch_size")}
+    configuration |= {**data, "batch_size": batch}
     return plans
+
+
+def with_network_of(plans: dict[str, Any], stock: dict[str, Any]) -> dict[str, Any]:
+    """Plans of the unlabelled dataset with nnU-Net's network: SparK pre-trains on the same patches as HySparK."""
+    found = json.loads(json.dumps(plans)) | {"plans_name": STOCK_PLANS + LIKE}
+    configuration = found["configurations"][CONFIGURATION]
+    configuration["architecture"] = stock["configurations"][CONFIGURATION]["architecture"]
+    del configuration["hyspark"]  # the preset, which nnU-Net's network has not
+    return found
 
 
 def write_plans(work: Work, dataset: str, source: str, name: str, network: Mapping[str, Any]) -> None:
@@ -153,30 +170,26 @@ def described(plans: dict[str, Any], batch: int) -> dict[str, Any]:
         "planned_batch_size": configuration["batch_size"],
         "batch_dice": configuration["batch_dice"],
         "spacing": configuration["spacing"],
-        "strides": architecture["arch_kwargs"]["strides"],
-        "kernel_sizes": architecture["arch_kwargs"]["kernel_sizes"],
-        "features_per_stage": architecture["arch_kwargs"]["features_per_stage"],
+        **{key: architecture["arch_kwargs"][key] for key in ("strides", "kernel_sizes", "features_per_stage")},
     }
 
 
-def _copy_labelled(source: Path, target: Path, cases: Sequence[str]) -> None:
-    _copy(source / "imagesTr", target / "imagesTr", [f"{case}_0000" for case in cases])
-    _copy(source / "labelsTr", target / "labelsTr", cases)
-    _write(target / "dataset.json", _read(source / "dataset.json") | {"numTraining": len(cases)})
+def _copy(source: Path, target: Path, cases: Sequence[str], ending: str) -> Path:
+    """The files of these cases and no others.
 
-
-def _copy(source: Path, target: Path, names: Sequence[str]) -> Path:
-    """These scans and no others."""
+    Raises:
+        FileNotFoundError: a case has none.
+    """
     if target.is_dir():
         shutil.rmtree(target)
     target.mkdir(parents=True)
-    for name in names:
-        shutil.copy(source / f"{name}.nii.gz", target)
+    for case in cases:
+        files = sorted(source.glob(case + ending))
+        if not files:
+            raise FileNotFoundError(f"splits.json names {case}, but there is no {source / (case + ending)}")
+        for file in files:
+            shutil.copy(file, target)
     return target
-
-
-def _channel(source: Path) -> str:
-    return _read(source / "dataset.json")["channel_names"]["0"]
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.few_labels.arms import Pretraining, Run
+from benchmarks.few_labels.arms import STOCK, Pretraining, Run
+from benchmarks.few_labels.layer_changes import layer_changes
 from benchmarks.few_labels.log_lines import key_lines
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.work import ROOT, Work
 from benchmarks.measuring import machine
 from hyspark_nnunet import __version__
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.training.checkpoint_folder import FINAL
-from hyspark_nnunet.training.probe.scheduled import PROBE_BEFORE_KEY, PROBE_KEY
 
 Record = dict[str, Any]
 
@@ -35,13 +36,12 @@ def keep_pretraining(work: Work, settings: Settings, threads: int, pretraining: 
         folder: of its fold.
     """
     history, steps = _checkpoint(folder)["logging"], pretraining.epochs(settings) * settings.pretrain_iterations
-    keys = {"train_loss": "train_losses", "val_loss": "val_losses", "probe": PROBE_KEY}
+    keys = {"train_loss": "train_losses", "val_loss": "val_losses"}
     about = {
         "pretraining": pretraining.name,
         "epochs": pretraining.epochs(settings),
         "steps": steps,
         "weights": fingerprint_of(folder / FINAL),
-        "probe_before": _number(history.get(PROBE_BEFORE_KEY, [math.nan])[0]),
         "reconstruction_loss": _read(folder / "validation" / "summary.json")["mean"]["reconstruction_loss"],
         "recipe": _read(folder / "recipe.json"),
     }
@@ -72,7 +72,8 @@ def keep_run(
         "steps": run.arm.epochs(settings) * settings.finetune_iterations,
         "dice": _dice_by_case(_read(scores)),
         "starts_from": "" if weights is None else fingerprint_of(weights),
-        "recipe": run.arm.variables(settings, run.seed) if run.arm.stock else _read(folder / "recipe.json"),
+        "changes": {} if weights is None else _changes(weights, folder / FINAL),
+        "recipe": run.arm.variables(settings, run.seed) if run.arm.family == STOCK else _read(folder / "recipe.json"),
         "peak_rates": _peak_rates(checkpoint),
     }
     return _keep(work, run.name, about | _of_any(work, settings, threads, run.name, checkpoint["logging"], keys))
@@ -98,6 +99,7 @@ def _of_any(
 ) -> Record:
     return {
         "seconds": _seconds(history),
+        "cpu_seconds": _cpu_seconds(work, name),
         "commit": _commit(),
         "hyspark_nnunet": __version__,
         "nnunetv2": version("nnunetv2"),
@@ -121,10 +123,20 @@ def _peak_rates(checkpoint: Mapping[str, Any]) -> dict[str, float]:
     return {str(group.get("name", number)): float(f"{group['initial_lr']:.6g}") for number, group in enumerate(groups)}
 
 
+def _changes(before: Path, after: Path) -> dict[str, float]:
+    changes = layer_changes(read_weights(before).state, read_weights(after).state)
+    return {layer: float(f"{change:.3g}") for layer, change in changes.items()}
+
+
 def _seconds(history: Mapping[str, list[Any]]) -> float:
     """Of all epochs, with their validation; what an interruption cost is not counted."""
     pairs = zip(history["epoch_start_timestamps"], history["epoch_end_timestamps"], strict=True)
     return round(float(sum(end - start for start, end in pairs)), 1)
+
+
+def _cpu_seconds(work: Work, name: str) -> float:
+    """Of all commands of a run, with the last validation: what else the machine did does not count."""
+    return round(sum(map(float, work.cpu_seconds(name).read_text(encoding="utf-8").split())), 1)
 
 
 def _curve(history: Mapping[str, list[Any]], keys: Mapping[str, str]) -> list[dict[str, float | None]]:

@@ -27,7 +27,6 @@ from benchmarks.few_labels.comparison import (
     smoothed,
 )
 from benchmarks.few_labels.results import FOLDER, Results, Row
-from benchmarks.few_labels.subsets import LABELS
 from benchmarks.few_labels.work import ROOT
 
 DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "results_appendix.md"))
@@ -36,9 +35,16 @@ PLOT, PRETRAINING_PLOT = IMAGES / "few_labels.png", IMAGES / "few_labels_pretrai
 MARKER = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 # fine-tunings that differ in the learning rates of the encoder's layers and in their length
 OF_LAYERS = re.compile(rf"({HALF_THE_STEPS}|({HALF_THE_STEPS}_)?layer_decay_[\d.]+)")
+LABELS = (5, 10, 20)
 NOT_RUN = "*Not run yet.*\n"
-NAMES = {"pretrained": "pre-trained", "scratch": "from scratch", "stock": "stock nnU-Net"}
-COLOURS = {"pretrained": "tab:blue", "scratch": "tab:orange", "stock": "0.5"}
+NAMES = {
+    "pretrained": "pre-trained",
+    "scratch": "from scratch",
+    "spark_pretrained": "SparK, pre-trained",
+    "spark_scratch": "SparK, from scratch",
+    "stock": "stock nnU-Net",
+}
+COLOURS = dict(zip(NAMES, ("tab:blue", "tab:orange", "tab:green", "tab:red", "0.5"), strict=True))
 
 # pre-trained and from scratch, for each length of fine-tuning; the benchmark's default length first
 Pair = tuple[str, str]
@@ -88,15 +94,16 @@ def dice_table(results: Results) -> str:
 def seed_table(results: Results) -> str:
     """The Dice of every seed, from which the means are computed."""
     rows = []
+    arms = [arm for arm in ARMS if any(results.seeds(labels, arm) for labels in LABELS)]
     for labels in LABELS:
-        found = {arm: results.seeds(labels, arm) for arm in ARMS}
+        found = {arm: results.seeds(labels, arm) for arm in arms}
         for seed in sorted(set().union(*found.values())):
             cells = [
                 f"{results.dice(arm, labels, [seed]).mean():.1f}" if seed in seeds else "-"
                 for arm, seeds in found.items()
             ]
             rows.append([str(labels), str(seed), *cells])
-    return markdown(["labelled", "seed", *(NAMES[arm] for arm in ARMS)], rows)
+    return markdown(["labelled", "seed", *(NAMES[arm] for arm in arms)], rows)
 
 
 def difference_table(results: Results) -> str:
@@ -280,9 +287,9 @@ def plot(results: Results, path: Path) -> None:
         counts = []
         for arm in ARMS:
             curves = [results.curve(arm, labels, seed) for seed in results.seeds(labels, arm)]
-            counts.append(str(len(curves)))
             if not curves:
                 continue
+            counts.append(str(len(curves)))
             steps, values = curves[0][0], np.array([smoothed(curve) for _, curve in curves])
             axis.plot(steps, values.mean(0), color=COLOURS[arm], label=NAMES[arm])
             axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, linewidth=0)

@@ -19,7 +19,8 @@ def _option(default: Any, meaning: str) -> Any:
 class Settings:
     """Lengths and rates; the defaults suit two CPU cores."""
 
-    preset: str = _option("S", "size of the network: S, B or L")
+    preset: str = _option("S", "size of HySparK's network: S, B or L")
+    spacing: str = _option("", "target spacing in mm, three numbers in quotes; empty: as nnU-Net plans it")
     device: str = _option("cpu", "where to train: cpu, cuda or mps")
     pretrain_epochs: int = _option(100, "epochs of pre-training")
     pretrain_iterations: int = _option(50, "steps of an epoch of pre-training")
@@ -27,15 +28,15 @@ class Settings:
     pretrain_batch: int = _option(4, "patches of a step of pre-training")
     pretrain_lr: float = _option(1e-3, "learning rate of pre-training")
     pretrain_decoder_width: int = _option(
-        96, "channels of the coarsest level of the decoder of pre-training; 0: those of the preset"
+        96, "channels of the coarsest level of HySparK's decoder of pre-training; 0: those of the preset"
     )
     pretrain_warmup: float = _option(0.1, "part of the pre-training in which its learning rate rises")
     finetune_epochs: int = _option(20, "epochs of fine-tuning: points of the learning curve")
     finetune_iterations: int = _option(15, "steps of an epoch of fine-tuning")
     finetune_val_iterations: int = _option(8, "validation batches of an epoch of fine-tuning")
     finetune_batch: int = _option(2, "patches of a step of fine-tuning")
-    finetune_lr: float = _option(3e-3, "learning rate of the pre-trained arm and of that from scratch")
-    save_every: int = _option(5, "epochs between two checkpoints, and two scores of the pre-training's probe")
+    finetune_lr: float = _option(3e-3, "learning rate of fine-tuning, but of stock nnU-Net's")
+    save_every: int = _option(5, "epochs between two checkpoints")
     loader_processes: int = _option(
         0, "processes that draw and augment; with 0, the training's own, a seed repeats a run"
     )

@@ -4,16 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.few_labels.arms import PRETRAINER, Pretraining, Run
+from benchmarks.few_labels.arms import Pretraining, Run, plans_of
 from benchmarks.few_labels.commands import CommandFailed, Commands, alone, end_of_log
 from benchmarks.few_labels.prepare import (
     CONFIGURATION,
     LABELLED,
     LABELLED_ID,
+    LIKE,
     UNLABELLED,
     UNLABELLED_ID,
-    hyspark_plans,
-    pretraining_plans,
     write_plans,
 )
 from benchmarks.few_labels.record import keep_pretraining, keep_run, mean_dice
@@ -24,7 +23,7 @@ from hyspark_nnunet.training.checkpoint_folder import BEST, FINAL, LATEST, PREVI
 
 def pretraining_folder(work: Work, settings: Settings, pretraining: Pretraining) -> Path:
     """Where nnU-Net writes a pre-training."""
-    base = f"{PRETRAINER}__{pretraining.plans(settings)}__{CONFIGURATION}"
+    base = f"{pretraining.trainer}__{pretraining.plans(settings)}__{CONFIGURATION}"
     return work.results(pretraining.run) / UNLABELLED / base / "fold_all"
 
 
@@ -45,8 +44,9 @@ def pretrain(commands: Commands, settings: Settings, pretraining: Pretraining) -
         if not _to_be_done(work, name, lock):
             return
         folder = pretraining_folder(work, settings, pretraining)
-        words = (UNLABELLED_ID, CONFIGURATION, "all", "-tr", PRETRAINER, "-p", pretraining.plans(settings))
-        write_plans(work, UNLABELLED, pretraining_plans(settings), pretraining.plans(settings), pretraining.network)
+        words = (UNLABELLED_ID, CONFIGURATION, "all", "-tr", pretraining.trainer, "-p", pretraining.plans(settings))
+        source = plans_of(pretraining.family, settings) + LIKE
+        write_plans(work, UNLABELLED, source, pretraining.plans(settings), pretraining.network)
         _train(commands, settings, name, folder, words, pretraining.variables(settings), name, lock)
         keep_pretraining(work, settings, commands.threads, pretraining, folder)
 
@@ -77,7 +77,7 @@ def finetune(commands: Commands, settings: Settings, run: Run) -> None:
                 )
             more = ("-pretrained_weights", str(weights))
         words = (LABELLED_ID, CONFIGURATION, str(run.fold), "-tr", arm.trainer, "-p", arm.plans(settings))
-        write_plans(work, LABELLED, hyspark_plans(settings), arm.plans(settings), arm.network)
+        write_plans(work, LABELLED, plans_of(arm.family, settings), arm.plans(settings), arm.network)
         _train(commands, settings, name, folder, words, arm.variables(settings, run.seed), arm.name, lock, more)
         scores = folder / "few_labels_scores.json"
         files = ("-djfile", str(folder.parent / "dataset.json"), "-pfile", str(folder.parent / "plans.json"))

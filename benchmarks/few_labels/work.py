@@ -37,6 +37,11 @@ class Work:
         return self.root / "settings.json"
 
     @property
+    def splits_file(self) -> Path:
+        """``splits.json`` of the data that the folder was begun with."""
+        return self.root / "splits.json"
+
+    @property
     def prepared_file(self) -> Path:
         """Written when the datasets are ready: what was planned for them."""
         return self.root / "prepared.json"
@@ -48,6 +53,10 @@ class Work:
     def record(self, name: str) -> Path:
         """What is kept of a finished run; where it is missing, the run is not finished."""
         return self.root / "runs" / f"{name}.json"
+
+    def cpu_seconds(self, name: str) -> Path:
+        """A line per command of a run: the CPU seconds that it took."""
+        return self.root / "cpu_seconds" / f"{name}.txt"
 
     def log(self, name: str) -> Path:
         """What the commands of a run have said."""
