@@ -187,7 +187,7 @@ def lengths_table(results: Results) -> str:
 def pretraining_table(results: Results) -> str:
     """What pre-training reached."""
     columns = ["pretraining", "steps", "first loss", "last loss", "loss of whole cases", "probe before", "last probe"]
-    return markdown(columns, [[row[column] or "-" for column in columns] for row in results.rows("pretrainings")])
+    return markdown(columns, [[row.get(column) or "-" for column in columns] for row in results.rows("pretrainings")])
 
 
 def ablation_table(results: Results) -> str:
@@ -319,7 +319,7 @@ def plot_pretraining(rows: Sequence[Row], before: float | None, path: Path) -> N
         left.plot(steps, [float(row[name]) for row in rows], label=label)
     left.set_ylabel("reconstruction loss")
     left.legend(fontsize=8)
-    probed = [row for row in rows if row["probe"]]
+    probed = [row for row in rows if row.get("probe")]
     right.plot([int(row["steps"]) for row in probed], [float(row["probe"]) for row in probed], marker=".")
     if before is not None:
         right.axhline(before, color="0.5", linestyle="--", linewidth=1, label="before the first step")
