@@ -1,12 +1,12 @@
 """The vision transformer at the bottleneck, and the fixed positions of its tokens."""
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, cast
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+MLP_RATIO = 4
 
 
 def sincos_positions(grid: Sequence[int], channels: int, device: torch.device | None = None) -> Tensor:
@@ -41,10 +41,70 @@ def sincos_positions(grid: Sequence[int], channels: int, device: torch.device | 
     return nn.functional.pad(positions, (0, channels - positions.shape[1]))
 
 
+class SelfAttention(nn.Module):
+    """Multi-head attention; qkv is laid out (3, heads, head size).
+
+    Args:
+        channels: width of a token.
+        num_heads: divides the channels.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, C); returns (B, T, C)."""
+        by_head = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(*by_head.unbind())
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between them.
+
+    Args:
+        channels: width of a token.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, MLP_RATIO * channels)
+        self.fc2 = nn.Linear(MLP_RATIO * channels, channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, C); returns (B, T, C)."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class TransformerBlock(nn.Module):
+    """A pre-norm transformer block.
+
+    It computes what timm's ``Block`` does, with its parameter names. Importing timm takes seconds, because it imports
+    torchvision and torch's compiler.
+
+    Args:
+        channels: width of a token.
+        num_heads: divides the channels.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-5)
+        self.attn = SelfAttention(channels, num_heads)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-5)
+        self.mlp = FeedForward(channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, C); returns (B, T, C)."""
+        tokens = tokens + self.attn(self.norm1(tokens))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
 class VisionTransformer(nn.Module):
     """Pre-norm transformer blocks on the bottleneck's voxels, and a final LayerNorm.
-
-    The blocks are timm's: qkv laid out (3, heads, head size), exact GELU, MLP ratio 4, LayerNorm eps 1e-5.
 
     Args:
         channels: width of a token.
@@ -59,11 +119,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f"{num_heads} attention heads do not divide {channels} channels of the last stage")
-        norm = partial(nn.LayerNorm, eps=1e-5)
-        self.blocks = nn.ModuleList(
-            Block(channels, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=cast(Any, norm))
-            for _ in range(n_blocks)
-        )
+        self.blocks = nn.ModuleList(TransformerBlock(channels, num_heads) for _ in range(n_blocks))
         self.norm = nn.LayerNorm(channels, eps=1e-5)
         self.apply(self.initialize)
 

@@ -6,7 +6,7 @@ our class.
 
 import argparse
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     extract_fingerprints,
@@ -18,9 +18,11 @@ from hyspark_nnunet.commands.preprocess import preprocess_configurations
 from hyspark_nnunet.planning.batch_planner import BatchPlanner
 from hyspark_nnunet.planning.file_plans import PLANS_NAME, FilePlans, is_file
 from hyspark_nnunet.planning.fingerprint import extract_sampled_fingerprint
-from hyspark_nnunet.planning.like import plan_like, source_plans_of
+from hyspark_nnunet.planning.like import existing_plans, plan_like, source_plans_of
 from hyspark_nnunet.planning.planner import HySparKPlanner
-from hyspark_nnunet.planning.spark import SparKPlanner, existing_plans, memory_target_of
+
+if TYPE_CHECKING:
+    from hyspark_nnunet.planning.spark import SparKPlanner
 
 
 def plan(arguments: argparse.Namespace) -> str:
@@ -127,7 +129,7 @@ def _plan_dataset(dataset: int, a: argparse.Namespace, source: dict[str, Any] | 
     if a.plans is None:
         target = {"gpu_memory_target_in_gb": a.gpu_memory_target, "preset": _preset_of(source, a.preset)}
         return plan_like(HySparKPlanner(dataset, **target), source, a.overwrite_plans_name)
-    planner = SparKPlanner(dataset, memory_target_of(source, a.gpu_memory_target))
+    planner = _spark_planner(dataset, source, a.gpu_memory_target)
     if a.like is not None:
         return plan_like(planner, source, a.overwrite_plans_name)
     print(planner.add_pretraining_batches(source))
@@ -149,10 +151,18 @@ def _plan_like_file(dataset: int, a: argparse.Namespace, file: FilePlans) -> str
     if file.preset is not None:
         planner = HySparKPlanner(dataset, a.gpu_memory_target, preset=file.preset)
     else:
-        target = memory_target_of(file.plans or {}, a.gpu_memory_target or file.memory_target)
-        planner = SparKPlanner(dataset, target, a.preprocessor_name, a.overwrite_target_spacing)
+        target = a.gpu_memory_target or file.memory_target
+        new = (a.preprocessor_name, a.overwrite_target_spacing)
+        planner = _spark_planner(dataset, file.plans or {}, target, *new)
     name = a.overwrite_plans_name or (None if file.plans is not None else PLANS_NAME)
     return plan_like(planner, file.for_dataset(planner), name, file.file)
+
+
+def _spark_planner(dataset: int, plans: dict[str, Any], target: float | None, *more: Any) -> "SparKPlanner":
+    # here: it imports the trainers, which takes seconds that HySparK's plans do not need
+    from hyspark_nnunet.planning.spark import SparKPlanner, memory_target_of
+
+    return SparKPlanner(dataset, memory_target_of(plans, target), *more)
 
 
 def _preset_of(source: dict, preset: str) -> str:

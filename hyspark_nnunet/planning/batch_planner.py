@@ -14,6 +14,7 @@ from hyspark_nnunet.planning.step_memory import StepMemory
 from hyspark_nnunet.training.memory.step_bytes import CUDA_RESERVE, GIB
 
 MIN_BATCH_SIZE = 2
+PRETRAINING, FINETUNING = "pre-training", "fine-tuning"
 
 
 class BatchPlanner(ExperimentPlanner):
@@ -37,27 +38,36 @@ class BatchPlanner(ExperimentPlanner):
         self.memory_target = gpu_memory_target_in_gb
         self.plans_folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
         self.available_bytes = gpu_memory_target_in_gb * GIB - CUDA_RESERVE
-        self._memory: dict[str, tuple[StepMemory, StepMemory]] = {}
+        self._memory: dict[tuple[str, str], StepMemory] = {}
+        self._first: dict[str, dict[str, Any]] = {}
 
     @abstractmethod
-    def estimate_memory(self, configuration: dict[str, Any]) -> tuple[StepMemory, StepMemory]:
-        """Of pre-training and of fine-tuning on a resolved configuration."""
+    def estimate_memory(self, kind: str, configuration: dict[str, Any]) -> StepMemory:
+        """Memory of PRETRAINING or FINETUNING on a resolved configuration."""
 
     def section_of_new_plans(self) -> dict[str, Any]:
         """What the section of a configuration says, beside the batch size."""
         return {}
 
     def memory(self, configuration: dict[str, Any]) -> tuple[StepMemory, StepMemory]:
-        """Of pre-training and of fine-tuning; estimated once per topology."""
-        key = str(configuration["architecture"])
+        """Of pre-training and of fine-tuning."""
+        return self.memory_of(PRETRAINING, configuration), self.memory_of(FINETUNING, configuration)
+
+    def memory_of(self, kind: str, configuration: dict[str, Any]) -> StepMemory:
+        """Of one of them; estimated once per topology, on the first patch that was asked for."""
+        topology = str(configuration["architecture"])
+        key = kind, topology
         if key not in self._memory:
+            # a copy, because nnU-Net changes its list
+            copied = {**configuration, "patch_size": list(configuration["patch_size"])}
+            configuration = self._first.setdefault(topology, copied)
             patch, stages = configuration["patch_size"], configuration["architecture"]["arch_kwargs"]["n_stages"]
             print(
-                f"Estimating the memory of a training step: {self.network_words}, {stages} stages, patches of "
+                f"Estimating the memory of a step of {kind}: {self.network_words}, {stages} stages, patches of "
                 f"{' x '.join(map(str, patch))} voxels and smaller",
                 flush=True,
             )
-            self._memory[key] = self.estimate_memory(configuration)
+            self._memory[key] = self.estimate_memory(kind, configuration)
         return self._memory[key]
 
     def with_batch_sizes(self, configuration: dict[str, Any], n_voxels_dataset: float) -> dict[str, Any]:
@@ -104,7 +114,7 @@ class BatchPlanner(ExperimentPlanner):
                 continue
             configuration = PlansManager(plans).get_configuration(name).configuration
             patch, batches = configuration["patch_size"], (of_pretraining, configuration["batch_size"])
-            both = zip(("pre-training", "fine-tuning"), self.memory(configuration), batches, strict=True)
+            both = zip((PRETRAINING, FINETUNING), self.memory(configuration), batches, strict=True)
             taken = [f"{what} {in_words(memory, patch, batch)}" for what, memory, batch in both]
             lines.append(f"  {name}: patch {' x '.join(map(str, patch))}; {'; '.join(taken)}")
         return "\n".join(lines)

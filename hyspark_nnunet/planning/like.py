@@ -47,6 +47,24 @@ def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str,
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def existing_plans(dataset: str | int, plans_name: str) -> dict[str, Any]:
+    """The plans of a dataset by name.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    folder = preprocessed_folder(str(dataset))
+    file = folder / f"{plans_name}.json"
+    if not file.is_file():
+        others = ", ".join(name for name, _ in plans_in(folder))
+        raise FileNotFoundError(
+            f"{file} is missing: -p names plans that exist{f' ({others})' if others else ''}. Make them first by "
+            f"nnU-Net's planner, for example: nnUNetv2_plan_experiment -d {int(folder.name[7:10])} -pl "
+            "nnUNetPlannerResEncL"
+        )
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def plan_like(
     planner: BatchPlanner, source: dict[str, Any], plans_name: str | None = None, origin: str | None = None
 ) -> str:

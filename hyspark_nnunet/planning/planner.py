@@ -8,7 +8,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from hyspark_nnunet.architectures.from_plans import OWN_ARCHITECTURE, encoder_arguments
 from hyspark_nnunet.architectures.presets import PRESETS
-from hyspark_nnunet.planning.batch_planner import MIN_BATCH_SIZE, BatchPlanner
+from hyspark_nnunet.planning.batch_planner import FINETUNING, MIN_BATCH_SIZE, PRETRAINING, BatchPlanner
 from hyspark_nnunet.planning.fingerprint import note_sample
 from hyspark_nnunet.planning.step_memory import StepMemory, finetuning_memory, pretraining_memory
 from hyspark_nnunet.training.memory.step_bytes import GIB
@@ -85,6 +85,8 @@ class HySparKPlanner(BatchPlanner):
     ) -> float:
         """Bytes of a step of two patches: of pre-training or fine-tuning, whichever takes more.
 
+        If fine-tuning takes more than there is, its bytes: the patch must shrink, whatever pre-training takes.
+
         Raises:
             ValueError: the patch has become too small for a network.
         """
@@ -96,7 +98,10 @@ class HySparKPlanner(BatchPlanner):
             )
         plain = {"architecture": _architecture(arch_class_name, arch_kwargs, arch_kwargs_req_import)}
         configuration = self.with_our_architecture({**plain, "patch_size": patch_size})
-        return max(memory.bytes_of(patch_size, MIN_BATCH_SIZE) for memory in self.memory(configuration))
+        n_bytes = self.memory_of(FINETUNING, configuration).bytes_of(patch_size, MIN_BATCH_SIZE)
+        if n_bytes > self.available_bytes:  # too much already: nothing depends on pre-training
+            return n_bytes
+        return max(n_bytes, self.memory_of(PRETRAINING, configuration).bytes_of(patch_size, MIN_BATCH_SIZE))
 
     def get_plans_for_configuration(
         self,
@@ -126,9 +131,10 @@ class HySparKPlanner(BatchPlanner):
     def section_of_new_plans(self) -> dict[str, Any]:
         return {"preset": self.preset}
 
-    def estimate_memory(self, configuration: dict[str, Any]) -> tuple[StepMemory, StepMemory]:
-        channels, labels = self.n_channels(), len(self.dataset_json["labels"])
-        return pretraining_memory(configuration, channels), finetuning_memory(configuration, channels, labels)
+    def estimate_memory(self, kind: str, configuration: dict[str, Any]) -> StepMemory:
+        if kind == PRETRAINING:
+            return pretraining_memory(configuration, self.n_channels())
+        return finetuning_memory(configuration, self.n_channels(), len(self.dataset_json["labels"]))
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Saves as nnU-Net does, and prints the memory that the sizes were chosen for."""

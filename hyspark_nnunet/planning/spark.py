@@ -10,9 +10,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
-from hyspark_nnunet.datasets.preprocessed import plans_in, preprocessed_folder
 from hyspark_nnunet.masking import unit_size
-from hyspark_nnunet.planning.batch_planner import BatchPlanner, in_words
+from hyspark_nnunet.planning.batch_planner import PRETRAINING, BatchPlanner, in_words
 from hyspark_nnunet.planning.step_memory import StepMemory, line_through
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
@@ -62,24 +61,6 @@ def spark_finetuning_memory(
     return line_through(peak, patch_size)
 
 
-def existing_plans(dataset: str | int, plans_name: str) -> dict[str, Any]:
-    """The plans of a dataset by name.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    folder = preprocessed_folder(str(dataset))
-    file = folder / f"{plans_name}.json"
-    if not file.is_file():
-        others = ", ".join(name for name, _ in plans_in(folder))
-        raise FileNotFoundError(
-            f"{file} is missing: -p names plans that exist{f' ({others})' if others else ''}. Make them first by "
-            f"nnU-Net's planner, for example: nnUNetv2_plan_experiment -d {int(folder.name[7:10])} -pl "
-            "nnUNetPlannerResEncL"
-        )
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def memory_target_of(plans: dict[str, Any], given: float | None) -> float:
     """GB of the GPU that plans are for: as given, or the default of the planner that made them.
 
@@ -127,12 +108,10 @@ class SparKPlanner(BatchPlanner):
             overwrite_target_spacing,
         )
 
-    def estimate_memory(self, configuration: dict[str, Any]) -> tuple[StepMemory, StepMemory]:
-        channels, labels = self.n_channels(), len(self.dataset_json["labels"])
-        return (
-            spark_pretraining_memory(configuration, channels),
-            spark_finetuning_memory(configuration, channels, labels),
-        )
+    def estimate_memory(self, kind: str, configuration: dict[str, Any]) -> StepMemory:
+        if kind == PRETRAINING:
+            return spark_pretraining_memory(configuration, self.n_channels())
+        return spark_finetuning_memory(configuration, self.n_channels(), len(self.dataset_json["labels"]))
 
     def add_pretraining_batches(self, plans: dict[str, Any]) -> str:
         """Writes the batch of pre-training into plans of this dataset, and changes nothing else in them.
