@@ -7,7 +7,7 @@ the trainers (``checkpoints.transfer``).
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -16,17 +16,44 @@ from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.architectures.unet import HySparKUNet
 from hyspark_nnunet.building_blocks.encoder import HybridEncoder
 from hyspark_nnunet.building_blocks.plan_encoder import PlanEncoder
-from hyspark_nnunet.checkpoints import nnssl
 from hyspark_nnunet.checkpoints.network_plan import network_plan
 from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, required_sizes
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.sizes import EncoderSizes, decoder_expansions
 from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights
-from hyspark_nnunet.checkpoints.transfer import HEADS, transfer_weights
+from hyspark_nnunet.checkpoints.transfer import transfer_weights
 
 PerStage = Sequence[int | Sequence[int]]
 
 CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class LoadedEncoder(nn.Module):
+    """The type of what ``load_encoder`` returns, for annotations: a HybridEncoder or PlanEncoder with its report.
+
+    Attributes:
+        transfer_report: what was loaded, adapted, left at random and unused.
+        unit: input voxels per axis of one voxel of the coarsest feature.
+        output_channels: of the features, fine to coarse.
+    """
+
+    transfer_report: TransferReport
+    unit: tuple[int, ...]
+    output_channels: Sequence[int]
+
+
+class LoadedNetwork(nn.Module):
+    """The type of what ``load_network`` returns, for annotations: a network of several classes with its report.
+
+    Attributes:
+        transfer_report: what was loaded, adapted, left at random and unused.
+        encoder: makes features of an image.
+        decoder: makes logits of features.
+    """
+
+    transfer_report: TransferReport
+    encoder: nn.Module
+    decoder: nn.Module
 
 
 def load_network(
@@ -41,7 +68,7 @@ def load_network(
     channel_names: Sequence[str] | None = None,
     input_channel_mapping: str | None = None,
     vit_num_heads: int | None = None,
-) -> nn.Module:
+) -> LoadedNetwork:
     """Builds a segmentation network and loads the weights of a file into it.
 
     Sizes come from the file. Arguments override them, and the weights are adapted as in the trainers.
@@ -72,30 +99,27 @@ def load_network(
     """
     weights = read_weights(file)
     source = _source(weights, file, input_channels, strides, kernel_sizes, channel_names, vit_num_heads)
-    # under these names, files of nnssl hold the output of their pre-training
-    reconstructs = nnssl.KEY in weights.rest
-    heads = [] if reconstructs else [tensor for name, tensor in weights.state.items() if name.startswith(HEADS)]
-    described = dict(weights.description)
+    source_description = dict(weights.description)
     target = source.description
     if num_classes is None and labels is None:
-        if not heads:
+        if not weights.heads:
             raise ValueError(
                 f"{file} holds no segmentation heads ({weights.origin}): give the number of classes, "
                 "for example num_classes=14"
             )
-        num_classes = len(heads[0])
+        num_classes = len(weights.heads[0])
         # without label names, heads keep their order
-        described.setdefault("labels", [str(number) for number in range(num_classes)])
-        labels = described["labels"]
+        source_description.setdefault("labels", [str(number) for number in range(num_classes)])
+        labels = source_description["labels"]
     if labels is not None:
         if num_classes not in (None, len(labels)):
             raise ValueError(f"num_classes is {num_classes}, but labels names {len(labels)}: {', '.join(labels)}")
         num_classes = len(labels)
-        target |= {"labels": list(labels), "regions": described.get("regions", False)}
+        target |= {"labels": list(labels), "regions": source_description.get("regions", False)}
     assert num_classes is not None  # for the type checker
     network = source.segmentation_network(weights, num_classes, deep_supervision)
-    _load(network, weights, str(file), described, target, input_channel_mapping, source.notes)
-    return network
+    _load(network, weights, str(file), source_description, target, input_channel_mapping, source.notes)
+    return cast(LoadedNetwork, network)
 
 
 def load_encoder(
@@ -107,7 +131,7 @@ def load_encoder(
     channel_names: Sequence[str] | None = None,
     input_channel_mapping: str | None = None,
     vit_num_heads: int | None = None,
-) -> nn.Module:
+) -> LoadedEncoder:
     """Loads only the encoder of a file, for its features: classification, detection, retrieval.
 
     Args:
@@ -133,10 +157,11 @@ def load_encoder(
     encoder = source.encoder(weights)
     whole = nn.Module()
     whole.encoder = encoder  # under the names of a network
-    described, target = weights.description, source.description
-    report = _load(whole, weights, str(file), described, target, input_channel_mapping, source.notes)
+    report = _load(
+        whole, weights, str(file), weights.description, source.description, input_channel_mapping, source.notes
+    )
     encoder.transfer_report = report
-    return encoder
+    return cast(LoadedEncoder, encoder)
 
 
 def build_network(
@@ -234,7 +259,7 @@ def _source(
     channel_names: Sequence[str] | None,
     vit_num_heads: int | None,
 ) -> _Source:
-    sizes, described = required_sizes(weights.state, str(file), weights.origin), weights.description
+    sizes, source_description = required_sizes(weights.state, str(file), weights.origin), weights.description
     if vit_num_heads is not None and isinstance(sizes, PlanSizes):
         raise ValueError(f"vit_num_heads is {vit_num_heads}, but {file} holds a {sizes.network}, which has no ViT")
     dims, notes = len(sizes.kernel_sizes[0]), []
@@ -242,7 +267,7 @@ def _source(
         if values is not None and len(values) != sizes.n_stages:
             raise ValueError(f"{name} has {len(values)} entries, but the encoder in {file} has {sizes.n_stages} stages")
     if strides is None:
-        strides = (isinstance(sizes, PlanSizes) and sizes.strides) or described.get("strides")
+        strides = (isinstance(sizes, PlanSizes) and sizes.strides) or source_description.get("strides")
     if strides is None:
         strides = (1, *(2,) * (sizes.n_stages - 1))
         notes.append(
@@ -267,10 +292,10 @@ def _source(
             "n_blocks_per_stage": sizes.n_blocks_per_stage,
             "expansion_per_stage": sizes.expansion_per_stage,
             "vit_n_blocks": sizes.vit_n_blocks,
-            "vit_num_heads": vit_num_heads or described.get("vit_num_heads"),
+            "vit_num_heads": vit_num_heads or source_description.get("vit_num_heads"),
         }
     if names is None and count == sizes.input_channels:
-        names = described.get("channel_names")
+        names = source_description.get("channel_names")
     if names is not None:
         description["channel_names"] = names
     return _Source(sizes, arguments, count, description, notes)

@@ -43,3 +43,24 @@ def make_plans(patch_size: list[int], strides: list, kernel_sizes: list | None =
 
 
 CUBIC = [[1, 1, 1]] + [[2, 2, 2]] * 3
+
+
+def plans_of(kind: str, n_stages: int = 3) -> dict:
+    """Plans of nnU-Net with one of its own networks and every argument of it."""
+    plans = make_plans([16, 16, 16], CUBIC[:n_stages])
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = f"dynamic_network_architectures.architectures.unet.{kind}"
+    architecture["arch_kwargs"] |= {
+        "features_per_stage": [4, 6, 8, 8][:n_stages],
+        "n_conv_per_stage" if kind == "PlainConvUNet" else "n_blocks_per_stage": [1, 2, 1, 1][:n_stages],
+        "n_conv_per_stage_decoder": [1] * (n_stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    architecture["_kw_requires_import"] = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    return plans

@@ -2,24 +2,33 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mypy.api
 import pytest
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 import hyspark_nnunet
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder, HySparKUNet
+from hyspark_nnunet.architectures.spark import SparKMaskedAutoencoder
+from hyspark_nnunet.checkpoints.network_plan import by_configuration
 from hyspark_nnunet.checkpoints.reference import to_reference
+from hyspark_nnunet.checkpoints.state_dicts import stored_once
 from hyspark_nnunet.checkpoints.storage import write_atomically, write_safetensors
+from hyspark_nnunet.cli import main
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer
-from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans
+from hyspark_nnunet.training.spark import SparKFinetuneTrainer
+from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans, plans_of
 from tests.small_networks import preset_arguments, small_arguments
 
+PLAN_KINDS = ("SparK's pre-training", "SparK's fine-tuning", "SparK's safetensors", "nnU-Net", "nnssl")
 PRETRAINED = {
     "channel_names": {"0": "CT"},
     "strides": CUBIC,
@@ -29,9 +38,31 @@ PRETRAINED = {
 FINETUNED = {**PRETRAINED, "labels": ["background", "organ"], "regions": False}
 
 
+def write_plan_network(kind: str, path: Path) -> Path:
+    """A PlainConvUNet with four stages."""
+    plans = plans_of("PlainConvUNet", 4)
+    configuration = PlansManager(plans_of("PlainConvUNet", 4)).get_configuration("3d_fullres")
+    network = by_configuration(configuration).build(1, 2, True)
+    arguments = {"plans": plans, "configuration": "3d_fullres", "fold": 0, "dataset_json": DATASET_JSON}
+    about: dict[str, Any] = {"trainer_name": kind, "init_args": arguments}
+    if kind in ("SparK's pre-training", "nnssl"):
+        network = SparKMaskedAutoencoder(network, 1)
+    if kind in ("SparK's pre-training", "SparK's fine-tuning"):
+        about["hyspark"] = FINETUNED if "fine-tuning" in kind else PRETRAINED
+    if kind in ("SparK's safetensors", "nnssl"):
+        write_atomically({"network_weights": network.state_dict(), **about}, path.with_name("source.pth"))
+        target = "safetensors" if kind == "SparK's safetensors" else "nnssl"
+        assert main(["checkpoint", "convert", str(path.with_name("source.pth")), str(path), "--to", target]) == 0
+    else:
+        write_atomically({"network_weights": network.state_dict(), **about}, path)
+    return path
+
+
 def write_file(kind: str, folder: Path) -> Path:
-    """A file of preset S with four stages, of any kind that ``-pretrained_weights`` takes."""
+    """A file with four stages, of HySparK's of preset S, of any kind that ``-pretrained_weights`` takes."""
     torch.manual_seed(1)
+    if kind in PLAN_KINDS:
+        return write_plan_network(kind, folder / "weights.pth")
     arguments = preset_arguments("S", 4)
     masked = HySparKMaskedAutoencoder(**arguments, decoder_width=16).state_dict()
     path = folder / "weights.pth"
@@ -62,6 +93,7 @@ KINDS = (
     "release, encoder",
     "release, masked autoencoder",
     "release, segmentation",
+    *PLAN_KINDS,
 )
 
 
@@ -71,11 +103,16 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
 
-    def start(path: Path, dataset_json: dict, strides: list, kernel_sizes: list) -> Any:
+    def start(path: Path, dataset_json: dict, strides: list, kernel_sizes: list, own: bool) -> Any:
+        trainer_class = HySparKFinetuneTrainer if own else SparKFinetuneTrainer
         plans = make_plans([16, 16, 16], strides, kernel_sizes, hyspark={"preset": "S"})
-        trainer = HySparKFinetuneTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+        if not own:
+            plans = plans_of("PlainConvUNet", 4)
+            architecture = plans["configurations"]["3d_fullres"]["architecture"]
+            architecture["arch_kwargs"] |= {"strides": strides, "kernel_sizes": kernel_sizes}
+        trainer = trainer_class(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
         trainer.num_input_channels = len(dataset_json["channel_names"])
-        trainer.network = HySparKFinetuneTrainer.build_network_architecture(
+        trainer.network = trainer_class.build_network_architecture(
             trainer.plans_manager,
             trainer.configuration_manager,
             trainer.num_input_channels,
@@ -103,23 +140,25 @@ def test_the_weights_are_those_that_a_training_starts_from(kind: str, tmp_path: 
         (DATASET_JSON, [[3, 3, 3]] * 4, CUBIC),
         (changed, kernels, strides),
     ):
-        expected, report = trained(path, dataset_json, their_strides, kernel_sizes)
+        expected, report = trained(path, dataset_json, their_strides, kernel_sizes, kind not in PLAN_KINDS)
         names = list(dataset_json["channel_names"].values())
         options: dict[str, Any] = {"strides": their_strides, "kernel_sizes": kernel_sizes}
         options |= {"input_channels": len(names), "channel_names": names}
         network = hyspark_nnunet.load_network(path, labels=list(dataset_json["labels"]), **options)
         assert [vars(entry) for entry in network.transfer_report.entries] == report
         adapted = {entry["name"] for entry in report if entry["fate"] == "adapted"}
-        assert ("encoder.stem.weight" in adapted) == (dataset_json is changed)
+        stem = "encoder.stages.0.0.convs.0.conv.weight" if kind in PLAN_KINDS else "encoder.stem.weight"
+        assert (stem in adapted) == (dataset_json is changed)
+        once = stored_once(network.state_dict())
         filled = {entry["name"] for entry in report if entry["fate"] in ("loaded", "adapted")}
         partly = {entry["name"] for entry in report if entry["fate"] == "random"}
         theirs = expected.state_dict()
         assert list(theirs) == list(network.state_dict())
-        for name, tensor in network.state_dict().items():
+        for name, tensor in once.items():
             if name in filled and name not in partly:
                 assert torch.equal(tensor, theirs[name]), name
         for name in filled & partly:  # heads of which some labels are in the file
-            assert torch.equal(network.state_dict()[name][[0, 2]], theirs[name][[0, 2]])
+            assert torch.equal(once[name][[0, 2]], theirs[name][[0, 2]])
         encoder = hyspark_nnunet.load_encoder(path, **options)
         image = torch.randn(1, len(names), 16, 16, 16)
         for ours, feature in zip(encoder(image), expected.encoder(image), strict=True):
@@ -223,13 +262,17 @@ class TestBuildNetwork:
 
 def test_what_is_imported(tmp_path: Path) -> None:
     """The package alone imports the standard library at most; loading a network does not import nnU-Net."""
-    path = write_file("fine-tuning, compiled", tmp_path)
+    paths = []
+    for kind in ("fine-tuning, compiled", "SparK's fine-tuning"):
+        (tmp_path / kind).mkdir()
+        paths.append(str(write_file(kind, tmp_path / kind)))
     script = f"""
 import sys
 before = set(sys.modules)
 import hyspark_nnunet
 print(*set(sys.modules) - before)
-hyspark_nnunet.load_network({str(path)!r})
+for path in {paths!r}:
+    hyspark_nnunet.load_network(path)
 print([name for name in ("nnunetv2", "matplotlib", "SimpleITK") if name in sys.modules])
 """
     command = [sys.executable, "-W", "ignore", "-c", script]
@@ -238,6 +281,25 @@ print([name for name in ("nnunetv2", "matplotlib", "SimpleITK") if name in sys.m
     others = set(package.split()) - {"hyspark_nnunet"}
     assert {name.partition(".")[0] for name in others} <= sys.stdlib_module_names
     assert network == "[]"
+
+
+def test_the_results_are_typed_for_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By mypy, with the project's settings and cache; the file py.typed says that users' code may be checked so, too."""
+    root = Path(__file__).resolve().parents[1]
+    assert (root / "hyspark_nnunet/py.typed").is_file()
+    monkeypatch.chdir(root)
+    settings = re.sub(r"^packages = .*$", "", (root / "pyproject.toml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (tmp_path / "pyproject.toml").write_text(settings, encoding="utf-8")
+    code = """
+import hyspark_nnunet
+reveal_type(hyspark_nnunet.load_network("file.pth").transfer_report)
+reveal_type(hyspark_nnunet.load_encoder("file.pth").output_channels)
+hyspark_nnunet.load_network("file.pth", num_classes="two")
+"""
+    said, errors, _ = mypy.api.run(["--config-file", str(tmp_path / "pyproject.toml"), "-c", code])
+    assert 'Revealed type is "hyspark_nnunet.checkpoints.report.TransferReport"' in said, said + errors
+    assert 'Revealed type is "typing.Sequence[int]"' in said
+    assert said.count("error:") == 1 and 'Argument "num_classes"' in said
 
 
 def test_the_top_level_names_what_it_offers() -> None:

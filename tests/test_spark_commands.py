@@ -13,7 +13,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
 from hyspark_nnunet.commands.inspect_checkpoint import inspect_checkpoint
+from hyspark_nnunet.commands.publish_checkpoint import publish_checkpoint
 from hyspark_nnunet.demo.synthetic_data import write_dataset
+from tests.hub_server import served
 from tests.nnunet_project import TINY_RECIPE, Project
 
 PRETRAINER, FINETUNER = "SparKPretrainTrainer", "SparKFinetuneTrainer"
@@ -75,7 +77,21 @@ def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
     for name, value in project.variables().items():
         monkeypatch.setenv(name, value)
     assert inspect_checkpoint(weights, "6", trainer=FINETUNER) == 0
-    printed = project.train(6, "0", FINETUNER, "-pretrained_weights", weights)
+    # published, and loaded from a hub
+    assert publish_checkpoint(weights, str(tmp_path / "hub/team/model/main")) == 0
+    cache = tmp_path / "cache"
+    with served(tmp_path / "hub", cache, monkeypatch) as hub:
+        # the hub's client reads its variables when it is imported: PYTHONPATH asks for a process of its own
+        variables = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache), "PYTHONPATH": ""}
+        printed = project.train(6, "0", FINETUNER, "-pretrained_weights", "hf://team/model", **variables)
+        assert hub.downloads == ["team/model/model.safetensors@main"]
+    # the hub does not answer any more: from its cache, with a frozen encoder
+    variables |= {"HYSPARK_NUM_EPOCHS": "1", "HYSPARK_ENCODER_HOLD_EPOCHS": "1"}
+    offline = project.train(6, "1", FINETUNER, "-pretrained_weights", "hf://team/model", **variables)
+    assert f"{hub.url} cannot be reached: of hf://team/model, the files in the cache are used" in offline
+    frozen = read_checkpoint(project.fold_folder(DATASET, FINETUNER, "1") / "checkpoint_final.pth")["network_weights"]
+    for name, tensor in state.items():
+        assert torch.equal(frozen[name], tensor) == name.startswith("encoder.") or tensor.ndim == 1, name
     assert "100.0% of the encoder's parameters come from the file." in printed
     folder = project.fold_folder(DATASET, FINETUNER, "0")
     assert loaded_names(folder) == set(state)

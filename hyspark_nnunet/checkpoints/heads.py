@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+# beginning of the names of segmentation heads, of our networks and of nnU-Net's
+HEADS = "decoder.seg_layers."
+
 
 def head_labels(labels: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Names of a dataset's heads, in order, and whether they are regions.

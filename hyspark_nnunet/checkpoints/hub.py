@@ -21,6 +21,10 @@ SCHEME = "hf://"
 FORM = "hf://ORG/NAME, hf://ORG/NAME/FILE or hf://ORG/NAME/FILE@REVISION"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
+# written by checkpoint publish: the weights; for networks of nnU-Net also what nnU-Net's development version downloads,
+# the same weights in nnssl's layout
+WEIGHTS, ADAPTATION_PLAN, NNSSL_WEIGHTS = "model.safetensors", "adaptation_plan.json", "checkpoint_final.pth"
+
 
 class Address(NamedTuple):
     """A place on the hub.
@@ -113,6 +117,8 @@ def _only_checkpoint(address: Address) -> Address:
     except Exception as error:  # of the HTTP library, which is another one in other versions of huggingface_hub
         names = _cached(address, error)
     found = _checkpoints(names)
+    if set(found) == {WEIGHTS, NNSSL_WEIGHTS} and ADAPTATION_PLAN in names:
+        found = [WEIGHTS]
     if not found:
         raise FileNotFoundError(
             f"{address} holds no checkpoint ({', '.join(SUFFIXES)}); it has {', '.join(names[:10]) or 'no files'}"

@@ -1,15 +1,16 @@
 """How a file's network is built, if it is one of nnU-Net's own: by the file's plan, or by the shapes of its tensors."""
 
 import copy
+import pydoc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
 from hyspark_nnunet.checkpoints import nnssl
-from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, requiring_import
+from hyspark_nnunet.checkpoints.plan_sizes import CLASSES, PlanSizes, requiring_import
 
-if TYPE_CHECKING:  # nnU-Net is imported in functions: reading other files does not wait for it
+if TYPE_CHECKING:  # loading a network does not import nnU-Net
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 
@@ -31,21 +32,29 @@ class NetworkPlan(NamedTuple):
     spacing: list[float] | None
 
     def build(self, input_channels: int, num_classes: int, deep_supervision: bool) -> nn.Module:
-        """The network with nnU-Net's initialisation."""
-        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+        """The network with nnU-Net's initialisation, as ``get_network_from_plans`` of nnU-Net builds it.
 
-        return get_network_from_plans(
-            self.class_name,
-            self.arguments,
-            self.requires_import,
-            input_channels,
-            num_classes,
-            deep_supervision=deep_supervision,
+        Raises:
+            ValueError: the class is not installed.
+        """
+        arguments = dict(self.arguments)
+        for name in self.requires_import:
+            arguments[name] = arguments[name] and pydoc.locate(arguments[name])
+        # plans of earlier versions name modules that were moved
+        moved = f"{CLASSES}.{self.class_name.rpartition('.')[2]}"
+        network_class: Any = pydoc.locate(self.class_name) or pydoc.locate(moved)
+        if network_class is None:
+            raise ValueError(f"the plan names the network {self.class_name}, which is not installed")
+        network = network_class(
+            input_channels=input_channels, num_classes=num_classes, deep_supervision=deep_supervision, **arguments
         )
+        if hasattr(network, "initialize"):
+            network.apply(network.initialize)
+        return network
 
 
-def configuration_in(rest: Mapping[str, Any]) -> "ConfigurationManager | None":
-    """The configuration of the plan in a checkpoint of nnU-Net; None for other files.
+def plan_in(rest: Mapping[str, Any]) -> NetworkPlan | None:
+    """The network of the plan in a checkpoint of nnU-Net; None for other files.
 
     Args:
         rest: everything in the file except the weights.
@@ -54,12 +63,34 @@ def configuration_in(rest: Mapping[str, Any]) -> "ConfigurationManager | None":
     plans = arguments.get("plans") if isinstance(arguments, Mapping) else None
     if not isinstance(arguments, Mapping) or not isinstance(plans, Mapping):
         return None
-    if arguments.get("configuration") not in plans.get("configurations", {}):
+    name, configurations = arguments.get("configuration"), plans.get("configurations", {})
+    if not isinstance(name, str) or name not in configurations:
         return None
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    settings = _with_inherited(configurations, name)
+    if "architecture" not in settings:
+        # plans of nnU-Net before 2.5: its managers rewrite them, in place
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    # nnU-Net's managers change plans of earlier versions
-    return PlansManager(copy.deepcopy(dict(plans))).get_configuration(arguments["configuration"])
+        return by_configuration(PlansManager(copy.deepcopy(dict(plans))).get_configuration(name))
+    architecture = settings["architecture"]
+    return NetworkPlan(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        list(settings["patch_size"]),
+        list(settings["spacing"]),
+    )
+
+
+def _with_inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A configuration with what it inherits from others; mirrors ``PlansManager.get_configuration`` of nnU-Net."""
+    settings: dict[str, Any] = {}
+    visited: list[str] = []
+    while name in configurations and name not in visited:
+        visited.append(name)
+        settings = {**configurations[name], **settings}
+        name = configurations[name].get("inherits_from")
+    return settings
 
 
 def by_configuration(configuration: "ConfigurationManager") -> NetworkPlan:
@@ -81,12 +112,13 @@ def network_plan(sizes: PlanSizes, rest: Mapping[str, Any], description: Mapping
         rest: everything in the file except the weights.
         description: of its network.
     """
-    configuration = configuration_in(rest)
-    if configuration is not None and configuration.network_arch_class_name.endswith(f".{sizes.network}"):
-        return by_configuration(configuration)
+    found = plan_in(rest)
+    if found is not None and found.class_name.endswith(f".{sizes.network}"):
+        return found
+    plan, network = rest.get(nnssl.KEY), None
+    if isinstance(plan, Mapping):
+        network, description = nnssl.network_of(plan), {**nnssl.describe(plan), **description}
     patch_size, spacing = description.get("patch_size"), description.get("spacing")
-    plan = rest.get(nnssl.KEY)
-    network = nnssl.network_of(plan) if isinstance(plan, Mapping) else None
     if network is not None and network[0] == sizes.class_name:
         return NetworkPlan(*network, requiring_import(network[1]), patch_size, spacing)
     arguments = sizes.arguments(description.get("strides"))

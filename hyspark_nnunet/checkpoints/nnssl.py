@@ -18,7 +18,7 @@ from hyspark_nnunet.checkpoints.plan_sizes import (
 )
 
 KEY = "nnssl_adaptation_plan"
-CITATION = {
+CITATION: dict[str, Any] = {
     "type": "Pretraining Method",
     "name": "SparK",
     "apa_citations": [

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints import nnssl
-from hyspark_nnunet.checkpoints.heads import head_labels
+from hyspark_nnunet.checkpoints.heads import HEADS, head_labels
 from hyspark_nnunet.checkpoints.hub import local_file
-from hyspark_nnunet.checkpoints.network_plan import configuration_in
+from hyspark_nnunet.checkpoints.network_plan import plan_in
 from hyspark_nnunet.checkpoints.reference import from_reference, reference_form
 from hyspark_nnunet.checkpoints.state_dicts import find_state_dicts
 from hyspark_nnunet.checkpoints.unpickling import load_data, unreadable
 
 # parts of a checkpoint that go into the metadata of a .safetensors file, as JSON: metadata are strings
-METADATA = ("trainer_name", "current_epoch", "recipe", "hyspark")
+METADATA = ("trainer_name", "current_epoch", "recipe", "hyspark", nnssl.KEY)
 
 
 class SourceWeights(NamedTuple):
@@ -43,6 +43,13 @@ class SourceWeights(NamedTuple):
     origin: str
     rest: dict[str, Any] = {}
     dropped: tuple[str, ...] = ()
+
+    @property
+    def heads(self) -> list[Tensor]:
+        """Segmentation heads; none in files of nnssl, whose pre-training has its output under the same names."""
+        if nnssl.KEY in self.rest and "labels" not in self.description:
+            return []
+        return [tensor for name, tensor in self.state.items() if name.startswith(HEADS)]
 
 
 def write_atomically(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -177,9 +184,9 @@ def description_by_nnunet(rest: Mapping[str, Any]) -> dict[str, Any]:
         "plans": plans.get("plans_name"),
     }
     found = {key: value for key, value in found.items() if isinstance(value, str)}
-    if (configuration := configuration_in(rest)) is not None:
-        found["patch_size"] = configuration.patch_size
-        found["strides"] = configuration.network_arch_init_kwargs.get("strides")
+    if (plan := plan_in(rest)) is not None:
+        found["patch_size"] = plan.patch_size
+        found["strides"] = plan.arguments.get("strides")
     if isinstance(dataset_json, Mapping):
         found["channel_names"] = dataset_json.get("channel_names")
         found["labels"], found["regions"] = head_labels(dataset_json.get("labels", {}))

@@ -19,7 +19,7 @@ from hyspark_nnunet.checkpoints.correspondence import (
     n_common_stages,
     source_name,
 )
-from hyspark_nnunet.checkpoints.heads import matching_heads
+from hyspark_nnunet.checkpoints.heads import HEADS, matching_heads
 from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, network_sizes
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.sizes import EncoderSizes
@@ -27,7 +27,6 @@ from hyspark_nnunet.checkpoints.state_dicts import stored_once
 
 MIN_ENCODER_SHARE = 0.9
 ALLOW_PARTIAL = "HYSPARK_ALLOW_PARTIAL"
-HEADS = "decoder.seg_layers."
 # transposed convolutions whose kernel is their stride, of the reconstruction decoder and of nnU-Net's decoder
 UPSAMPLING = re.compile(r"decoder\.(levels\.\d+\.upsample|transpconvs\.\d+)\.weight")
 # parts of a description that usually differ, and are no reason why weights would not fit

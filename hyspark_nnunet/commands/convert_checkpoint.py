@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyspark_nnunet.architectures.presets import decoder_width
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.checkpoints import nnssl
 from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, required_sizes
 from hyspark_nnunet.checkpoints.reference import own_form, to_reference
 from hyspark_nnunet.checkpoints.sizes import EncoderSizes
@@ -24,7 +25,13 @@ from hyspark_nnunet.checkpoints.storage import (
 )
 from hyspark_nnunet.checkpoints.transfer import preset_of, transfer_weights
 from hyspark_nnunet.commands.equal_weights import differing
-from hyspark_nnunet.commands.plan_network_files import NNSSL, NNUNET_WEIGHTS, PLAN_KINDS, write_plan_network
+from hyspark_nnunet.commands.plan_network_files import (
+    NNSSL,
+    NNUNET_WEIGHTS,
+    PLAN_KINDS,
+    plan_of_file,
+    write_plan_network,
+)
 from hyspark_nnunet.datasets.dataset_json import without_files
 
 RELEASE, NNUNET, SAFETENSORS = "hyspark-release", "nnunet", "safetensors"
@@ -73,7 +80,7 @@ def convert_checkpoint(
     lines: list[str] = []
     left_out: list[str] = []
     if kind == SAFETENSORS:
-        _to_safetensors(weights, out)
+        _to_safetensors(weights, sizes, out)
     elif isinstance(sizes, PlanSizes):
         if kind not in PLAN_KINDS:
             raise ValueError(
@@ -97,8 +104,10 @@ def convert_checkpoint(
     return 0
 
 
-def _to_safetensors(weights: SourceWeights, out: str) -> None:
-    about = {**weights.rest, "hyspark": weights.description or None}
+def _to_safetensors(weights: SourceWeights, sizes: EncoderSizes | PlanSizes, out: str) -> None:
+    # the file stands alone: of nnU-Net's networks it also holds what shapes do not say
+    plan = plan_of_file(weights, sizes) if isinstance(sizes, PlanSizes) else None
+    about = {**weights.rest, "hyspark": weights.description or None, nnssl.KEY: plan}
     about.setdefault("trainer_name", weights.origin)
     write_safetensors(weights.state, about, out)
 

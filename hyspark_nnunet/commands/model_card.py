@@ -6,28 +6,42 @@ What a stranger needs to use the weights. The card names no path and no case; th
 from collections.abc import Mapping
 from typing import Any
 
-from hyspark_nnunet.checkpoints.sizes import encoder_sizes
+from hyspark_nnunet.checkpoints import nnssl
+from hyspark_nnunet.checkpoints.hub import ADAPTATION_PLAN, NNSSL_WEIGHTS
+from hyspark_nnunet.checkpoints.plan_sizes import RESIDUAL, PlanSizes, network_sizes
 from hyspark_nnunet.checkpoints.storage import SourceWeights
 from hyspark_nnunet.checkpoints.transfer import preset_of
 from hyspark_nnunet.commands.inspect_checkpoint import describe_file
 from hyspark_nnunet.recipe.fields import variable_name
 from hyspark_nnunet.recipe.recipe import Recipe
 
-CITATIONS = (
-    {
+CITATIONS: dict[str, dict[str, str]] = {
+    "HySparK": {
         "type": "method of pre-training and network",
         "name": "HySparK",
         "citation": "Tang, F., Xu, R., Yao, Q., Fu, X., Quan, Q., Zhu, H., Liu, Z., Zhou, S. K. (2024). HySparK: "
         "Hybrid Sparse Masking for Large Scale Medical Image Pre-Training. MICCAI 2024. https://arxiv.org/abs/2408.05815",
     },
-    {
+    "SparK": {
+        "type": "method of pre-training",
+        "name": nnssl.CITATION["name"],
+        "citation": nnssl.CITATION["apa_citations"][0],
+    },
+    "ResEnc": {
+        "type": "network",
+        "name": "ResidualEncoderUNet of nnU-Net",
+        "citation": "Isensee, F., Wald, T., Ulrich, C., Baumgartner, M., Roy, S., Maier-Hein, K., Jaeger, P. (2024). "
+        "nnU-Net Revisited: A Call for Rigorous Validation in 3D Medical Image Segmentation. "
+        "https://arxiv.org/abs/2404.09556",
+    },
+    "nnU-Net": {
         "type": "framework",
         "name": "nnU-Net",
         "citation": "Isensee, F., Jaeger, P. F., Kohl, S. A. A., Petersen, J., Maier-Hein, K. H. (2021). nnU-Net: a "
         "self-configuring method for deep learning-based biomedical image segmentation. Nature Methods, 18(2), "
         "203-211.",
     },
-)
+}
 DEFAULT_PRESET = Recipe.preset
 # of a plan's configuration, what an image must be preprocessed by
 PREPROCESSING = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm")
@@ -58,21 +72,35 @@ def data_of(weights: SourceWeights) -> dict[str, Any]:
     """
     arguments = _mapping(weights.rest.get("init_args"))
     plans, dataset_json = _mapping(arguments.get("plans")), _mapping(arguments.get("dataset_json"))
-    described = weights.description
-    configuration = described.get("configuration") or arguments.get("configuration")
+    description = weights.description
+    configuration = description.get("configuration") or arguments.get("configuration")
     settings = _mapping(_mapping(plans.get("configurations")).get(str(configuration)))
     known = {
         "cases": dataset_json.get("numTraining"),
         "fold": arguments.get("fold"),
-        "channel_names": described.get("channel_names") or dataset_json.get("channel_names"),
-        "labels": described.get("labels"),
+        "channel_names": description.get("channel_names") or dataset_json.get("channel_names"),
+        "labels": description.get("labels"),
         "configuration": configuration,
         "batch_size": settings.get("batch_size"),
-        "patch_size": described.get("patch_size"),
+        "patch_size": description.get("patch_size"),
         **{name: settings.get(name) for name in PREPROCESSING if name in settings},
         **{name: plans.get(name) for name in OF_PLANS if name in plans},
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def citations_of(weights: SourceWeights) -> list[dict[str, str]]:
+    """What users of a file must cite: its method of pre-training, its network, and nnU-Net."""
+    sizes = network_sizes(weights.state)
+    names = ["nnU-Net"]
+    if not isinstance(sizes, PlanSizes):
+        names = ["HySparK", *names]
+    else:
+        if sizes.network == RESIDUAL:
+            names = ["ResEnc", *names]
+        if weights.origin.startswith("SparK"):
+            names = ["SparK", *names]
+    return [CITATIONS[name] for name in names]
 
 
 def model_card(weights: SourceWeights, name: str, picture: str | None) -> str:
@@ -83,18 +111,11 @@ def model_card(weights: SourceWeights, name: str, picture: str | None) -> str:
         name: of the model.
         picture: file of the loss curve, beside the card; None: there is none.
     """
-    has_heads = any(key.startswith("decoder.seg_layers.") for key in weights.state)
-    asked = "" if has_heads else ", num_classes=14"
-    sizes = encoder_sizes(weights.state)
-    preset = weights.description.get("preset") or (sizes and preset_of(sizes)) or DEFAULT_PRESET
-    variable = "" if preset == DEFAULT_PRESET else f"{variable_name('preset')}={preset} "
-    configuration = weights.description.get("configuration") or "3d_fullres"
+    asked = "" if weights.heads else ", num_classes=14"
     sections = [
         FRONT_MATTER,
         f"# {name}\n\nWeights of a network for medical images ({weights.origin}), published with hyspark_nnunet.",
-        "## Use\n\nReplace ORG/NAME by this repository. With nnU-Net:\n\n"
-        f"    {variable}nnUNetv2_train DATASET {configuration} 0 -tr HySparKFinetuneTrainer "
-        "-pretrained_weights hf://ORG/NAME\n\n"
+        f"## Use\n\nReplace ORG/NAME by this repository. {_training_command(weights)}\n\n"
         "In Python:\n\n"
         "```python\nimport hyspark_nnunet\n\n"
         f'network = hyspark_nnunet.load_network("hf://ORG/NAME"{asked})\n'
@@ -104,9 +125,26 @@ def model_card(weights: SourceWeights, name: str, picture: str | None) -> str:
         f"## Network and recipe\n\n```text\n{describe_file(weights)}\n```",
         "## Licence\n\nThe authors of these weights have not named a licence yet.",
         "## Citation\n\n"
-        + "\n".join(f"- {entry['name']}, {entry['type']}: {entry['citation']}" for entry in CITATIONS),
+        + "\n".join(f"- {entry['name']}, {entry['type']}: {entry['citation']}" for entry in citations_of(weights)),
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def _training_command(weights: SourceWeights) -> str:
+    """How nnU-Net starts from the weights."""
+    sizes, configuration = network_sizes(weights.state), weights.description.get("configuration") or "3d_fullres"
+    command = f"nnUNetv2_train DATASET {configuration} 0 -tr {{}} -pretrained_weights hf://ORG/NAME"
+    if isinstance(sizes, PlanSizes):
+        plans = weights.description.get("plans", "PLANS")
+        return (
+            f"With nnU-Net, on plans that name this {sizes.network} (-p):\n\n"
+            f"    {command.format(f'SparKFinetuneTrainer -p {plans}')}\n\n"
+            f"`{ADAPTATION_PLAN}` describes the network for nnssl and nnU-Net's development version, which load "
+            f"`{NNSSL_WEIGHTS}`."
+        )
+    preset = weights.description.get("preset") or (sizes and preset_of(sizes)) or DEFAULT_PRESET
+    variable = "" if preset == DEFAULT_PRESET else f"{variable_name('preset')}={preset} "
+    return f"With nnU-Net:\n\n    {variable}{command.format('HySparKFinetuneTrainer')}"
 
 
 def _data_table(data: Mapping[str, Any]) -> str:

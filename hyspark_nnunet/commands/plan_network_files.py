@@ -11,11 +11,12 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.checkpoints import nnssl
+from hyspark_nnunet.checkpoints.heads import HEADS
 from hyspark_nnunet.checkpoints.network_plan import NetworkPlan, by_configuration, network_plan
 from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes
 from hyspark_nnunet.checkpoints.state_dicts import stored_once
 from hyspark_nnunet.checkpoints.storage import SourceWeights, write_atomically
-from hyspark_nnunet.checkpoints.transfer import HEADS, transfer_weights
+from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.commands.dataset_network import plans_of_dataset
 from hyspark_nnunet.commands.equal_weights import differing
 
@@ -81,7 +82,12 @@ def write_plan_network(
         )
     content: dict[str, Any] = {"network_weights": full, "trainer_name": weights.origin}
     if kind == NNSSL:
-        content[nnssl.KEY] = _adaptation_plan(target, file)
+        content[nnssl.KEY] = _adaptation_plan(target)
+        if content[nnssl.KEY] is None:
+            raise ValueError(
+                f"{file} does not say the patch size and spacing of pre-training, which --to nnssl writes: name the "
+                "dataset with -d (and -c, -p)"
+            )
         content["citations"] = [nnssl.CITATION]
     write_atomically(content, out)
     left_out = sorted(set(weights.state) - set(expected))
@@ -95,6 +101,16 @@ def write_plan_network(
     if left_out:
         lines.append(f"not written: {len(left_out)} tensors that this network does not have: {', '.join(left_out)}")
     return lines, left_out
+
+
+def plan_of_file(weights: SourceWeights, sizes: PlanSizes) -> dict[str, Any] | None:
+    """The adaptation plan of nnssl for a file's network; None if the file does not say its patch size and spacing.
+
+    Args:
+        weights: of the file.
+        sizes: of its network.
+    """
+    return _adaptation_plan(_target(weights, sizes, "", None, "3d_fullres", ""))
 
 
 def _target(
@@ -117,13 +133,10 @@ def _target(
     return _Target(by_configuration(settings), channels, configuration, origin)
 
 
-def _adaptation_plan(target: _Target, file: str) -> dict[str, Any]:
+def _adaptation_plan(target: _Target) -> dict[str, Any] | None:
     plan = target.plan
     if plan.patch_size is None or plan.spacing is None:
-        raise ValueError(
-            f"{file} does not say the patch size and spacing of pre-training, which --to nnssl writes: name the "
-            "dataset with -d (and -c, -p)"
-        )
+        return None
     return nnssl.adaptation_plan(
         plan.class_name, plan.arguments, target.input_channels, target.configuration, plan.spacing, plan.patch_size
     )

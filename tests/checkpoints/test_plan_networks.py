@@ -6,15 +6,18 @@ from functools import partial
 import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.architectures.spark import SparKMaskedAutoencoder
+from hyspark_nnunet.checkpoints.network_plan import NetworkPlan, by_configuration, plan_in
 from hyspark_nnunet.checkpoints.nnssl import RESENC_L, adaptation_plan, network_of
 from hyspark_nnunet.checkpoints.plan_sizes import is_resenc_l, plan_sizes, requiring_import, resenc_l_arguments
 from hyspark_nnunet.checkpoints.state_dicts import stored_once
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from tests.conftest import Geometry
+from tests.nnunet_plans import plans_of
 from tests.small_networks import PLAN_NETWORKS, cubic, plan_network, small_arguments
 
 every_network = pytest.mark.parametrize("kind", PLAN_NETWORKS)
@@ -146,3 +149,28 @@ def test_other_kinds_of_networks_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=f"It holds a network of the kind {words}"):
             transfer_weights(network, states[state], "file.pth")
+
+
+def test_networks_are_built_as_nnunet_builds_them() -> None:
+    """The same class, arguments and initial weights, also where a plan names a module that was moved."""
+    name, arguments = network_of({"architecture_plans": {"arch_class_name": RESENC_L, "arch_kwargs": None}})
+    arguments |= {"features_per_stage": [2, 3, 4, 4, 4, 4], "n_blocks_per_stage": [1] * 6}
+    plan = NetworkPlan(name, arguments, requiring_import(arguments), None, None)
+    moved = plan._replace(class_name="dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet")
+    torch.manual_seed(0)
+    expected = get_network_from_plans(name, arguments, requiring_import(arguments), 2, 3, deep_supervision=True)
+    for found in (plan, moved):
+        torch.manual_seed(0)
+        network = found.build(2, 3, True)
+        assert repr(network) == repr(expected)
+        assert all(torch.equal(t, expected.state_dict()[name]) for name, t in network.state_dict().items())
+    with pytest.raises(ValueError, match="the plan names the network somewhere.Else, which is not installed"):
+        plan._replace(class_name="somewhere.Else").build(2, 3, True)
+
+
+def test_a_configuration_inherits_from_others() -> None:
+    plans = plans_of("PlainConvUNet")
+    plans["configurations"]["finer"] = {"inherits_from": "3d_fullres", "spacing": [0.5] * 3}
+    found = plan_in({"init_args": {"plans": plans, "configuration": "finer"}})
+    expected = by_configuration(PlansManager(copy.deepcopy(plans)).get_configuration("finer"))
+    assert found == expected and found.spacing == [0.5] * 3

@@ -16,32 +16,10 @@ from hyspark_nnunet.checkpoints.network_plan import by_configuration
 from hyspark_nnunet.checkpoints.state_dicts import stored_once
 from hyspark_nnunet.checkpoints.storage import read_weights, write_atomically
 from hyspark_nnunet.cli import main
-from hyspark_nnunet.commands.publish_checkpoint import publish_checkpoint
-from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
+from tests.nnunet_plans import DATASET, DATASET_JSON, plans_of
 
 CLASSES = {"PlainConvUNet": PlainConvUNet, "ResidualEncoderUNet": ResidualEncoderUNet}
 every_network = pytest.mark.parametrize("kind", CLASSES)
-
-
-def plans_of(kind: str, n_stages: int = 3) -> dict:
-    """Plans of nnU-Net, with every argument of the network."""
-    plans = make_plans([16, 16, 16], CUBIC[:n_stages])
-    architecture = plans["configurations"]["3d_fullres"]["architecture"]
-    architecture["network_class_name"] = f"dynamic_network_architectures.architectures.unet.{kind}"
-    architecture["arch_kwargs"] |= {
-        "features_per_stage": [4, 6, 8, 8][:n_stages],
-        "n_conv_per_stage" if kind == "PlainConvUNet" else "n_blocks_per_stage": [1, 2, 1, 1][:n_stages],
-        "n_conv_per_stage_decoder": [1] * (n_stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    architecture["_kw_requires_import"] = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    return plans
 
 
 def stock_network(plans: dict, input_channels: int = 1) -> nn.Module:
@@ -214,8 +192,6 @@ class TestRefusals:
             f"--to {kind} is for HySparK's networks, but {file} holds nnU-Net's PlainConvUNet"
             in capsys.readouterr().err
         )
-        with pytest.raises(ValueError, match="publish describes HySparK's networks, but"):
-            publish_checkpoint(str(file), str(tmp_path / "folder"))
 
     def test_a_plan_that_does_not_fit(self, file: Path, preprocessed: Path, tmp_path: Path, capsys) -> None:
         (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans_of("ResidualEncoderUNet")))
