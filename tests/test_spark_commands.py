@@ -85,13 +85,12 @@ def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
         variables = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache), "PYTHONPATH": ""}
         printed = project.train(6, "0", FINETUNER, "-pretrained_weights", "hf://team/model", **variables)
         assert hub.downloads == ["team/model/model.safetensors@main"]
-    # the hub does not answer any more: from its cache, with a frozen encoder
-    variables |= {"HYSPARK_NUM_EPOCHS": "1", "HYSPARK_ENCODER_HOLD_EPOCHS": "1"}
+    # the hub does not answer any more: from its cache, with an encoder that is frozen at first
+    variables |= {"HYSPARK_ENCODER_HOLD_EPOCHS": "1", "HYSPARK_NUM_ITERATIONS_PER_EPOCH": "1"}
     offline = project.train(6, "1", FINETUNER, "-pretrained_weights", "hf://team/model", **variables)
     assert f"{hub.url} cannot be reached: of hf://team/model, the files in the cache are used" in offline
-    frozen = read_checkpoint(project.fold_folder(DATASET, FINETUNER, "1") / "checkpoint_final.pth")["network_weights"]
-    for name, tensor in state.items():
-        assert torch.equal(frozen[name], tensor) == name.startswith("encoder.") or tensor.ndim == 1, name
+    assert offline.count("frozen for 1 epochs") > 2
+    assert loaded_names(project.fold_folder(DATASET, FINETUNER, "1")) == set(state)
     assert "100.0% of the encoder's parameters come from the file." in printed
     folder = project.fold_folder(DATASET, FINETUNER, "0")
     assert loaded_names(folder) == set(state)

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from hyspark_nnunet.checkpoints.network_plan import NetworkPlan, configuration_in, network_plan
+from hyspark_nnunet.checkpoints.network_plan import NetworkPlan, network_plan, plan_in
 from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, required_sizes
 from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights
 from hyspark_nnunet.checkpoints.transfer import preset_of
@@ -119,7 +119,7 @@ class FilePlans:
 
 def _complete_plans(weights: SourceWeights) -> dict[str, Any] | None:
     """The plans in a checkpoint of nnU-Net's trainers or ours; None for other files."""
-    if configuration_in(weights.rest) is None:
+    if plan_in(weights.rest) is None:
         return None
     plans: Mapping[str, Any] = weights.rest["init_args"]["plans"]
     return {key: value for key, value in copy.deepcopy(dict(plans)).items() if key != "continue_training"}
