@@ -284,7 +284,7 @@ print([name for name in ("nnunetv2", "matplotlib", "SimpleITK") if name in sys.m
 
 
 def test_the_results_are_typed_for_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By mypy, with the project's settings and cache; the file py.typed says that users' code may be checked so, too."""
+    """By mypy, with the project's settings and cache; py.typed says that users' code may be checked so, too."""
     root = Path(__file__).resolve().parents[1]
     assert (root / "hyspark_nnunet/py.typed").is_file()
     monkeypatch.chdir(root)

@@ -52,6 +52,11 @@ class CaseJob(NamedTuple):
     recognised: bool = False
     excluded: str | None = None  # file of a mask of voxels that do not count
 
+    @property
+    def name(self) -> str:
+        """Of the case."""
+        return self.case.name
+
 
 class Made(NamedTuple):
     """The files of a case as dataset.json lists them, and its size if it is flat, see ``flat_size``."""

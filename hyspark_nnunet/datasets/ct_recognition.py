@@ -33,7 +33,9 @@ def recognised_channel(cases: Sequence[Case]) -> str:
     if asked and 2 * len(unlike) >= len(asked):
         named = ", ".join(f"{scan.relative}{f' ({scan.modality})' if scan.modality else ''}" for scan in unlike[:3])
         raise ValueError(f"the scans do not all look like CT (such as {named}): {NAME_THEM}")
-    print("channel 0: CT, by its intensities (--channels names another)")
+    decided = [f"the modality of {len(asked) - len(picked)} DICOM series"] if len(asked) > len(picked) else []
+    decided += [f"the intensities of {len(picked)} scans"] if picked else []
+    print(f"channel 0: CT, by {' and '.join(decided)} (--channels names another)")
     return CT
 
 

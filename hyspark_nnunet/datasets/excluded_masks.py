@@ -27,32 +27,39 @@ def masks_of_cases(folder: Path, cases: Sequence[Case], processes: int) -> dict[
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it.
-        ValueError: no mask fits any scan.
+        ValueError: no mask fits any scan, or several masks fit one.
     """
     masks = find_scans(folder, processes=processes).scans
-    by_path = {mask.relative: mask.files[0] for mask in masks if not mask.is_series}
+    by_path: dict[str, set[str]] = {}
     by_name: dict[str, set[str]] = {}
-    for path, file in by_path.items():
-        by_name.setdefault(_last(path), set()).add(file)
+    for mask in masks:
+        if not mask.is_series:
+            by_path.setdefault(mask.relative, set()).add(mask.files[0])
+            by_name.setdefault(_last(mask.relative), set()).add(mask.files[0])
     names_of = {case.name: _names(case) for case in cases}
     called = Counter(name for names in names_of.values() for name in {_last(name) for name in names})
     found = {}
     for case in cases:
         names = names_of[case.name]
-        files = [by_path[name] for name in names if name in by_path]
+        files = {file for name in names for file in by_path.get(name, ())}
         for name in map(_last, names if not files else []):
             same = by_name.get(name, set())
             # p1/ct must not take the mask p2/ct because it has none of its own
-            files += same if len(same) == 1 and called[name] == 1 else []
+            files |= same if len(same) == 1 and called[name] == 1 else set()
+        if len(files) > 1:
+            raise ValueError(
+                f"{len(files)} masks in {folder} fit the scan {case.scans[0].relative}: {', '.join(sorted(files))}. "
+                "Remove all but one"
+            )
         if files:
-            found[case.name] = files[0]
+            found[case.name] = files.pop()
     if not found:
         raise ValueError(
             f"none of the {len(by_path)} masks in {folder} is called as a scan, such as {cases[0].scans[0].relative}: "
             "give each the path or the file name of its scan"
         )
     used = set(found.values())
-    unused = sorted(path for path, file in by_path.items() if file not in used)
+    unused = sorted(path for path, files in by_path.items() if not files & used)
     others = f"; {len(unused)} masks fit no scan, such as {unused[0]}" if unused else ""
     print(f"{folder}: masks for {len(found)} of {len(cases)} cases{others}")
     return found

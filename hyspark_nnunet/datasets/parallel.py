@@ -35,14 +35,15 @@ def for_each(
 
     Raises:
         ValueError: fewer than one process.
-        RuntimeError: a worker died, as a rule for want of memory.
+        RuntimeError: a worker died, as a rule for want of memory; or the function failed for a job that has a ``name``,
+            which the message tells.
     """
     if processes < 1:
         raise ValueError(f"{processes} processes are too few: give -np 1 or more")
     with tqdm(total=len(jobs), desc=title, unit="case", mininterval=0.5, disable=not title) as bar:
         if processes == 1 or len(jobs) < 2:
             for job in jobs:
-                yield job, function(job)
+                yield job, _outcome(function, job)
                 bar.update()
             return
         if piece is None:
@@ -78,7 +79,17 @@ def for_each(
 
 
 def _run_piece(function: Callable[[Job], Outcome], jobs: Sequence[Job]) -> list[tuple[Job, Outcome]]:
-    return [(job, function(job)) for job in jobs]
+    return [(job, _outcome(function, job)) for job in jobs]
+
+
+def _outcome(function: Callable[[Job], Outcome], job: Job) -> Outcome:
+    try:
+        return function(job)
+    except Exception as error:  # those that are expected are outcomes
+        name = getattr(job, "name", None)
+        if name is None:
+            raise
+        raise RuntimeError(f"case {name}: {type(error).__name__}: {error}") from error
 
 
 def _end_with_parent() -> None:

@@ -62,6 +62,6 @@ def check_holds_cases(folder: Path | None, plans_manager: PlansManager, configur
 
 
 def preprocess_command(plans_manager: PlansManager, configuration_name: str) -> str:
-    """nnU-Net's command that preprocesses a dataset for a configuration of these plans."""
+    """The command that preprocesses a dataset for a configuration of these plans: the cases that are missing."""
     number = plans_manager.dataset_name[7:10].lstrip("0")
-    return f"nnUNetv2_preprocess -d {number} -c {configuration_name} -plans_name {plans_manager.plans_name}"
+    return f"hyspark_nnunet preprocess -d {number} -c {configuration_name} -p {plans_manager.plans_name}"

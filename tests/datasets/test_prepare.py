@@ -212,6 +212,20 @@ def test_a_number_belongs_to_one_name(scans: Path, raw: Path) -> None:
         prepare(options(scans), raw)
 
 
+@pytest.mark.parametrize(
+    ("series", "decided"),
+    [(False, "the intensities of 1 scans"), (True, "the modality of 1 DICOM series and the intensities of 1 scans")],
+)
+def test_what_recognised_ct_is_printed(
+    tmp_path: Path, raw: Path, capsys: pytest.CaptureFixture, series: bool, decided: str
+) -> None:
+    write(ct(), tmp_path / "s/a.nii.gz")
+    if series:
+        write_dicom_series(ct(), tmp_path / "s/b", [f"{k}.dcm" for k in range(ct().GetSize()[2])])
+    prepare(options(tmp_path / "s"), raw)
+    assert f"channel 0: CT, by {decided} (--channels names another)" in capsys.readouterr().out
+
+
 def test_scans_that_are_no_ct_must_be_called_something(tmp_path: Path, raw: Path) -> None:
     write(ct(), tmp_path / "s/a.nii.gz")
     write(mr(), tmp_path / "s/b.nii.gz")

@@ -1,12 +1,14 @@
 """Scans are found whatever they are called; names are unique and stay."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from hyspark_nnunet.datasets.case_names import unique_names, usable_name
 from hyspark_nnunet.datasets.excluded_masks import masks_of_cases
 from hyspark_nnunet.datasets.grouping import cases_by_folder, cases_by_suffix
+from hyspark_nnunet.datasets.parallel import for_each
 from hyspark_nnunet.datasets.scanning import Scan, find_scans, skipped_text, spread_text
 from tests.datasets.dicom_files import header as pydicom_header
 from tests.datasets.scans import ct, write, write_dicom_series
@@ -143,3 +145,20 @@ def test_a_scan_never_takes_the_mask_of_another_one(tmp_path: Path, capsys: pyte
     masks = masks_of_cases(tmp_path, cases, 1)
     assert masks == {"p2__ct": str(tmp_path / "p2/ct.nii.gz"), "p3__whole": str(tmp_path / "elsewhere/whole.nii.gz")}
     assert "masks for 2 of 3 cases; 1 masks fit no scan, such as p4/mr" in capsys.readouterr().out
+    (tmp_path / "p2/ct.nrrd").touch()
+    with pytest.raises(ValueError, match=r"2 masks in .* fit the scan p2/ct_0000: .*ct.nii.gz, .*ct.nrrd. Remove all"):
+        masks_of_cases(tmp_path, cases, 1)
+
+
+class Job(NamedTuple):
+    name: str
+
+
+def divide(job: Job) -> float:
+    return 1 / len(job.name)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_fails_unexpectedly_names_its_case(processes: int) -> None:
+    with pytest.raises(RuntimeError, match="case : ZeroDivisionError: division by zero"):
+        list(for_each(divide, [Job("a"), Job("")], processes, ""))

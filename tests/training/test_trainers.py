@@ -81,7 +81,7 @@ def test_the_second_stage_of_a_cascade_is_not_pretrained() -> None:
 def test_a_dataset_that_is_not_preprocessed(trainer_class) -> None:
     trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC))
     with pytest.raises(
-        FileNotFoundError, match=f"{DATASET} is not preprocessed .* Run: nnUNetv2_preprocess -d 7 -c 3d"
+        FileNotFoundError, match=f"{DATASET} is not preprocessed .* Run: hyspark_nnunet preprocess -d 7 -c 3d"
     ):
         trainer.initialize()
 

@@ -81,7 +81,7 @@ def test_a_dataset_that_is_preprocessed_in_part(folders: Path, capsys: pytest.Ca
     """Refused before nnU-Net divides the rest; with a split or fold all a warning names what is missing."""
     trainer = trainer_on(folders, SIX[:1])
     list_cases(folders, SIX)
-    said = "5 of 6 cases of the dataset are not preprocessed: liver_1, .*liver_5.*nnUNetv2_preprocess -d 7 -c 3d_full"
+    said = "5 of 6 cases of the dataset are not preprocessed: liver_1, .*liver_5.*hyspark_nnunet preprocess -d 7 -c"
     with pytest.raises(ValueError, match=f"(?s){said}.*splits_final.json"):
         trainer._check_all_cases_preprocessed()
     trainer.fold = "all"

@@ -300,7 +300,7 @@ class TestAnotherDataset:
             probe_of(target, "3d_fullres", 5)
         for file in (folder / "data").iterdir():
             file.unlink()
-        with pytest.raises(FileNotFoundError, match="missing or empty. Run: nnUNetv2_preprocess -d 8 -c 3d_fullres"):
+        with pytest.raises(FileNotFoundError, match="missing or empty. Run: hyspark_nnunet preprocess -d 8 -c 3d_"):
             preprocessed_cases(manager, "3d_fullres", content)
 
     def test_a_dataset_without_labels_is_refused(self, folder: Path) -> None:
