@@ -205,7 +205,7 @@ def test_checkpoints_are_probed(project: Project, flat: dict[str, Path], tmp_pat
     assert all(of_zeros < dice < 1 for dice in (random, *trained))
     assert "label 3" not in said  # nobody annotated what is to be ignored
     refused = project.run("hyspark_nnunet", "checkpoint", "probe", "-d", "22", "-p", LIKE, "-c", "2d", ok=False)
-    assert "is missing or empty. Run: nnUNetv2_preprocess -d 22 -c 2d -plans_name " in refused
+    assert "is missing or empty. Run: hyspark_nnunet preprocess -d 22 -c 2d -p " in refused
 
 
 def test_configurations_are_compared_and_ensembled(project: Project, flat: dict[str, Path], tmp_path: Path) -> None:
