@@ -64,7 +64,7 @@ def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
     project.train(6, "all", PRETRAINER, HYSPARK_NUM_EPOCHS="1", HYSPARK_FINAL_VALIDATION_CASES="0")
     printed = project.train(6, "all", PRETRAINER, "--c", HYSPARK_FINAL_VALIDATION_CASES="1")
     assert "Epoch 1" in printed and "Epoch 0" not in printed and "\npreset " not in printed
-    assert re.search(r"A step of 2 patches of 32 x 32 x 32 voxels is estimated to take 1\.\d GB of each GPU", printed)
+    assert re.search(r"A step of 2 patches of 32 x 32 x 32 voxels is estimated to take 0\.\d GB of memory", printed)
     folder = project.fold_folder(DATASET, PRETRAINER, "all")
     pretraining = read_checkpoint(folder / "checkpoint_final.pth")
     assert pretraining["current_epoch"] == 2 and pretraining["recipe"]["decoder"] == "unet"

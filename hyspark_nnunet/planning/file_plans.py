@@ -46,7 +46,7 @@ class FilePlans:
         weights = read_weights(file)
         sizes = required_sizes(weights.state, file, weights.origin)
         self.preset = None if isinstance(sizes, PlanSizes) else weights.description.get("preset") or preset_of(sizes)
-        self.plans = _complete_plans(weights)
+        self.plans = _complete_plans(weights, sizes.network if isinstance(sizes, PlanSizes) else None)
         self.memory_target = None if self.plans is not None else MEMORY_TARGET
         if self.plans is not None:
             return
@@ -90,7 +90,7 @@ class FilePlans:
             "data_identifier": "",
             "preprocessor_name": planner.preprocessor_name,
             "batch_size": 2,
-            "patch_size": network.patch_size,
+            "patch_size": list(network.patch_size or ()),
             "spacing": list(spacing),
             "resampling_fn_data": data.__name__,
             "resampling_fn_seg": segmentation.__name__,
@@ -117,9 +117,15 @@ class FilePlans:
         }
 
 
-def _complete_plans(weights: SourceWeights) -> dict[str, Any] | None:
-    """The plans in a checkpoint of nnU-Net's trainers or ours; None for other files."""
-    if plan_in(weights.rest) is None:
+def _complete_plans(weights: SourceWeights, network: str | None) -> dict[str, Any] | None:
+    """The plans in a checkpoint of nnU-Net's trainers or ours; None for other files.
+
+    Args:
+        weights: of the file.
+        network: of nnU-Net's, which the plans must name; None: the network is HySparK's, which any plans serve.
+    """
+    plan = plan_in(weights.rest)
+    if plan is None or network and not plan.class_name.endswith(f".{network}"):
         return None
     plans: Mapping[str, Any] = weights.rest["init_args"]["plans"]
     return {key: value for key, value in copy.deepcopy(dict(plans)).items() if key != "continue_training"}

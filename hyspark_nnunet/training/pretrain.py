@@ -221,9 +221,11 @@ class PretrainTrainer(RecipeTrainer):
             self.print_to_log_file(f"The memory of a step could not be estimated: {type(error).__name__}: {error}")
             return
         batch, patch = self.batch_size, " x ".join(map(str, patch_size))
+        if self.device.type == "cuda":
+            n_bytes += CUDA_RESERVE
         self.print_to_log_file(
-            f"A step of {batch} patches of {patch} voxels is estimated to take {(n_bytes + CUDA_RESERVE) / GIB:.1f} GB "
-            f"of each GPU ({'mixed precision' if mixed else 'float32'})"
+            f"A step of {batch} patches of {patch} voxels is estimated to take {n_bytes / GIB:.1f} GB of "
+            f"{'each GPU' if self.device.type == 'cuda' else 'memory'}"
         )
 
     def _score_encoder(self, probe: LinearProbe) -> ProbeScore:

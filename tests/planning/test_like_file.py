@@ -14,6 +14,7 @@ from hyspark_nnunet.checkpoints.nnssl import adaptation_plan
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.cli import main
+from hyspark_nnunet.planning.file_plans import FilePlans
 from hyspark_nnunet.training.spark import SparKFinetuneTrainer
 from tests.commands.test_plan_network_files import plans_of, stock_network, write_checkpoint
 from tests.planning.conftest import make_dataset, written
@@ -90,6 +91,11 @@ def test_a_file_with_its_plans(planned_by_nnunet: dict[str, Any], folders: Path,
     mine = written(folders, dataset, "nnUNetResEncUNetPlansLike060")["configurations"]["3d_fullres"]
     assert all(mine[same] == fullres[same] for same in ("spacing", "patch_size", "architecture"))
     assert mine["spark"]["pretrain"]["batch_size"] >= 2
+    # the plans in a file may be of another network
+    content = torch.load(file, weights_only=False)
+    content["init_args"]["plans"]["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "a.PlainUNet"
+    torch.save(content, file)
+    assert FilePlans(str(file)).plans is None
 
 
 def test_files_that_say_too_little(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,7 +143,7 @@ def test_an_estimate_that_fails_ends_no_training(monkeypatch: pytest.MonkeyPatch
     trainer.print_to_log_file = lambda *words, **_: said.append(" ".join(words))
     generator = torch.get_rng_state()
     trainer._log_memory()
-    assert torch.equal(torch.get_rng_state(), generator) and "is estimated to take 1." in said[-1]
+    assert torch.equal(torch.get_rng_state(), generator) and "is estimated to take 0." in said[-1]
     monkeypatch.setattr("hyspark_nnunet.training.pretrain.pretraining_bytes", lambda *_: 1 // 0)
     trainer._log_memory()
     assert "could not be estimated: ZeroDivisionError" in said[-1]
