@@ -123,7 +123,11 @@ def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
 
 
 def test_residual_encoders_and_nnunets_sgd(project: Project) -> None:
-    project.train(6, "all", PRETRAINER, "-p", RESENC_PLANS, HYSPARK_NUM_EPOCHS="1", HYSPARK_PROBE_EVERY="0")
+    planned = project.run("hyspark_nnunet", "plan", "-d", "6", "-p", RESENC_PLANS)
+    assert "3d_fullres: patch 32 x 32 x 32; 2 patches" in planned
+    more = {"HYSPARK_NUM_EPOCHS": "1", "HYSPARK_PROBE_EVERY": "0"}
+    printed = project.train(6, "all", PRETRAINER, "-p", RESENC_PLANS, **more)
+    assert re.search(r"\nbatch_size +2 +plan, \"pretrain\"", printed)
     folder = project.fold_folder(DATASET, PRETRAINER, "all", plans=RESENC_PLANS)
     state, weights = pretrained_tensors(folder), str(folder / "checkpoint_final.pth")
     arguments = ("-p", RESENC_PLANS, "-pretrained_weights", weights)
