@@ -16,12 +16,12 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 from hyspark_nnunet.commands.plan_options import PREPROCESSOR
 from hyspark_nnunet.commands.preprocess import preprocess_configurations
 from hyspark_nnunet.planning.batch_planner import BatchPlanner
-from hyspark_nnunet.planning.file_plans import PLANS_NAME, FilePlans, is_file
 from hyspark_nnunet.planning.fingerprint import extract_sampled_fingerprint
-from hyspark_nnunet.planning.like import existing_plans, plan_like, source_plans_of
+from hyspark_nnunet.planning.like import existing_plans, is_file, plan_like, source_plans_of
 from hyspark_nnunet.planning.planner import HySparKPlanner
 
 if TYPE_CHECKING:
+    from hyspark_nnunet.planning.file_plans import FilePlans
     from hyspark_nnunet.planning.spark import SparKPlanner
 
 
@@ -39,8 +39,7 @@ def plan(arguments: argparse.Namespace) -> str:
     # first, because fingerprints take long
     file, sources = None, {}
     if a.like is not None and is_file(a.like):
-        file = FilePlans(a.like)
-        _refuse_what_the_file_says(file, a)
+        file = _plans_of_file(a)
     elif a.like is not None:
         sources = dict.fromkeys(a.d, source_plans_of(a.like, a.preset, a.plans or a.like_plans))
     elif a.plans is not None:
@@ -136,17 +135,21 @@ def _plan_dataset(dataset: int, a: argparse.Namespace, source: dict[str, Any] | 
     return a.plans
 
 
-def _refuse_what_the_file_says(file: FilePlans, a: argparse.Namespace) -> None:
-    given = []
+def _plans_of_file(a: argparse.Namespace) -> "FilePlans":
+    # here, as below: planning without a file need not wait for what reads checkpoints
+    from hyspark_nnunet.planning.file_plans import FilePlans
+
+    file, given = FilePlans(a.like), []
     if file.says_spacing and a.overwrite_target_spacing is not None:
         given.append("-overwrite_target_spacing")
     if file.plans is not None and a.preprocessor_name != PREPROCESSOR:
         given.append("-preprocessor_name")
     if given:
         raise ValueError(f"--like copies them from {file.file}: omit {' and '.join(given)}")
+    return file
 
 
-def _plan_like_file(dataset: int, a: argparse.Namespace, file: FilePlans) -> str:
+def _plan_like_file(dataset: int, a: argparse.Namespace, file: "FilePlans") -> str:
     planner: BatchPlanner
     if file.preset is not None:
         planner = HySparKPlanner(dataset, a.gpu_memory_target, preset=file.preset)
@@ -154,8 +157,7 @@ def _plan_like_file(dataset: int, a: argparse.Namespace, file: FilePlans) -> str
         target = a.gpu_memory_target or file.memory_target
         new = (a.preprocessor_name, a.overwrite_target_spacing)
         planner = _spark_planner(dataset, file.plans or {}, target, *new)
-    name = a.overwrite_plans_name or (None if file.plans is not None else PLANS_NAME)
-    return plan_like(planner, file.for_dataset(planner), name, file.file)
+    return plan_like(planner, file.for_dataset(planner), a.overwrite_plans_name or file.plans_name, file.file)
 
 
 def _spark_planner(dataset: int, plans: dict[str, Any], target: float | None, *more: Any) -> "SparKPlanner":

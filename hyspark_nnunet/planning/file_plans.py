@@ -1,7 +1,6 @@
 """The plans that a checkpoint's network was trained on, as far as the file says them."""
 
 import copy
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +16,6 @@ PLANS_NAME = "nnUNetPlansLikeFile"
 MEMORY_TARGET = 24.0
 
 
-def is_file(like: str) -> bool:
-    """Whether ``--like`` names a checkpoint, and no dataset."""
-    return like.startswith("hf://") or like.endswith((".pth", ".pt", ".safetensors")) or os.path.isfile(like)
-
-
 class FilePlans:
     """The plans of a checkpoint.
 
@@ -34,6 +28,7 @@ class FilePlans:
     Attributes:
         plans: in the file; None if it has none.
         preset: of HySparK's network; None: the network is one of nnU-Net's.
+        plans_name: of the new plans; None: after those in the file.
         memory_target: GB of the GPU that are taken if none are given; None: those of the planner in the plans.
 
     Raises:
@@ -48,6 +43,7 @@ class FilePlans:
         self.preset = None if isinstance(sizes, PlanSizes) else weights.description.get("preset") or preset_of(sizes)
         self.plans = _complete_plans(weights, sizes.network if isinstance(sizes, PlanSizes) else None)
         self.memory_target = None if self.plans is not None else MEMORY_TARGET
+        self.plans_name = None if self.plans is not None else PLANS_NAME
         if self.plans is not None:
             return
         if not isinstance(sizes, PlanSizes):

@@ -6,6 +6,7 @@ intensity statistics are those of the dataset that is planned for, which moved p
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,11 @@ from hyspark_nnunet.datasets.preprocessed import plans_in, preprocessed_folder
 from hyspark_nnunet.planning.batch_planner import BatchPlanner
 from hyspark_nnunet.planning.fingerprint import note_sample
 from hyspark_nnunet.planning.planner import PLANS_NAME
+
+
+def is_file(like: str) -> bool:
+    """Whether ``--like`` names a checkpoint, and no dataset."""
+    return like.startswith("hf://") or like.endswith((".pth", ".pt", ".safetensors")) or os.path.isfile(like)
 
 
 def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str, Any]:
