@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hyspark_nnunet.architectures.plan_arguments import check_dimensions
 from hyspark_nnunet.building_blocks.densify import Densify
 from hyspark_nnunet.building_blocks.encoder import HybridEncoder
+from hyspark_nnunet.building_blocks.layouts import Feature
 from hyspark_nnunet.building_blocks.plan_encoder import PlanEncoder
 from hyspark_nnunet.building_blocks.reconstruction_decoder import ReconstructionDecoder
 
@@ -52,8 +54,20 @@ class MaskedAutoencoder(nn.Module):
                 f"{type(self).__name__} needs a mask: it reconstructs images and does not segment. To predict, "
                 f"fine-tune it first with -tr {self.trainer_of_prediction} -pretrained_weights"
             )
-        features = self.encoder.features(image, visible, num_visible)[::-1]
+        features = self.encode(image, visible, num_visible)[::-1]
         return self.decoder(self.densify(features[: len(self.densify.mask_tokens)]))
+
+    def encode(self, image: Tensor, visible: Tensor, num_visible: int | None) -> list[Feature]:
+        """The encoder's features of the visible units, fine to coarse; ``compile_encoder`` compiles it."""
+        return self.encoder.features(image, visible, num_visible)
+
+    def compile_encoder(self, backend: str = "inductor") -> None:
+        """Compiles what the forward pass does in the encoder, and nothing else.
+
+        Args:
+            backend: of torch.compile.
+        """
+        self.encode = torch.compile(self.encode, backend=backend)  # type: ignore[method-assign]
 
 
 class HySparKMaskedAutoencoder(MaskedAutoencoder):

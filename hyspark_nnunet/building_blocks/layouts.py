@@ -75,6 +75,7 @@ class DenseLayout:
         bias: Tensor | None,
         groups: int = 1,
         stride: Sequence[int] | None = None,
+        channels_first: bool = False,
     ) -> Tensor:
         """A convolution with zero padding; the result belongs to ``coarser(stride)``.
 
@@ -84,6 +85,7 @@ class DenseLayout:
             bias: (C_out) or None.
             groups: as in torch.
             stride: per axis, a divisor of the layout's size; None: 1.
+            channels_first: the convolution runs on a channels-first copy, for which torch has other kernels.
         """
         kernel = tuple(weight.shape[2:])
         step = [1] * len(kernel) if stride is None else list(stride)
@@ -91,6 +93,7 @@ class DenseLayout:
             return F.linear(field, weight.flatten(1), bias)
         padding = [k // 2 for k in kernel]
         image = to_channels_first(field)
+        image = image.contiguous() if channels_first else image
         return to_channels_last(CONVOLUTION[len(kernel)](image, weight, bias, step, padding, groups=groups))
 
     def pool(self, field: Tensor, stride: Sequence[int]) -> Tensor:
@@ -186,6 +189,7 @@ class VisibleBlocksLayout(DenseLayout):
         bias: Tensor | None,
         groups: int = 1,
         stride: Sequence[int] | None = None,
+        channels_first: bool = False,
     ) -> Tensor:
         kernel = tuple(weight.shape[2:])
         step = tuple(stride or [1] * len(kernel))
@@ -203,6 +207,7 @@ class VisibleBlocksLayout(DenseLayout):
             patches = rows.index_select(0, index.flatten()).view(len(field), *result, prod(kernel) * channels)
             return F.linear(patches, weight.flatten(2).transpose(1, 2).flatten(1), bias)
         image = to_channels_first(rows.index_select(0, index.flatten()).view(*index.shape, channels))
+        image = image.contiguous() if channels_first else image
         return to_channels_last(CONVOLUTION[len(kernel)](image, weight, bias, step, groups=groups))
 
     def coarser(self, stride: Sequence[int]) -> "VisibleBlocksLayout":

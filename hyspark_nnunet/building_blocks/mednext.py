@@ -1,6 +1,7 @@
 """The MedNeXt block of the encoder and of the segmentation decoder, and the convolution that knows its layout."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +30,12 @@ class LayoutConvolution(Recomputing):
         out_channels: channels of the output field.
         kernel_size: odd, per axis.
         groups: as in nn.Conv3d.
+
+    Attributes:
+        channels_first: compute it on a channels-first copy; see ``choose_memory_formats``.
     """
+
+    channels_first: bool = False
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Sequence[int], groups: int = 1) -> None:
         super().__init__()
@@ -43,7 +49,11 @@ class LayoutConvolution(Recomputing):
     def forward(self, field: Tensor, layout: DenseLayout) -> Tensor:
         """Field (N, *spatial, C_in) to (N, *spatial, C_out)."""
         layout.prepare(self.weight.shape[2:])  # once, not again in the recomputation
-        return self.light(lambda f: layout.convolve(f, self.weight, self.bias, self.groups), field)
+        return self.light(partial(self.compute, layout, self.channels_first), field)
+
+    def compute(self, layout: DenseLayout, channels_first: bool, field: Tensor) -> Tensor:
+        """The convolution in one of the two memory formats; the result is the same."""
+        return layout.convolve(field, self.weight, self.bias, self.groups, channels_first=channels_first)
 
 
 class MedNeXtBlock(Recomputing):

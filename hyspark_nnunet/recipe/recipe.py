@@ -86,7 +86,8 @@ class Recipe:
         NOT_NEGATIVE,
         unit="consecutive steps",
         source=OURS,
-        meaning="steps with a non-finite loss are skipped; more consecutive ones than this end the training",
+        meaning="steps whose loss or gradient is not finite are skipped; more consecutive ones than this end the "
+        "training",
     )
     seed: int | None = documented(
         None,

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from hyspark_nnunet.architectures.masked_autoencoder import MaskedAutoencoder
 from hyspark_nnunet.recipe.fields import variable_name
 from hyspark_nnunet.training.runtime.ranks import (
     device_of_process,
@@ -17,6 +18,10 @@ from hyspark_nnunet.training.runtime.ranks import (
     world_size,
 )
 from hyspark_nnunet.training.saving import SavedTraining
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
 class DistributedTraining(SavedTraining):
@@ -62,21 +67,26 @@ class DistributedTraining(SavedTraining):
     @property
     def has_batch_norm(self) -> bool:
         """Does the network compute statistics over a batch?"""
-        return any(isinstance(module, _BatchNorm) for module in self.network.modules())
+        return _has_batch_norm(self.network)
 
-    def _do_i_compile(self) -> bool:
-        """nnU-Net's choice, except for networks whose BatchNorm is synchronised between processes.
+    def compile_network(self) -> None:
+        """torch.compile where nnU-Net uses it, but without synchronised BatchNorm: then only the encoder is compiled.
 
-        torch.compile breaks its graph there, also inside what is recomputed. That takes more memory than planned, and
-        torch 2.5 and earlier fail on DDP's graphs with recomputation.
+        torch.compile breaks its graph there, also inside what is recomputed, which takes more memory than planned. If
+        the encoder has BatchNorm, too, nothing is compiled.
         """
-        compiles = super()._do_i_compile()
-        if compiles and world_size() > 1 and self.has_batch_norm:
-            self.print_to_log_file(
-                "Not compiled: torch.compile takes more memory or fails if BatchNorm is synchronised between GPUs."
-            )
-            return False
-        return compiles
+        if not self._do_i_compile():
+            return
+        if world_size() == 1 or not self.has_batch_norm:
+            self.print_to_log_file("Using torch.compile...")
+            self.network = torch.compile(self.network)
+        elif isinstance(self.network, MaskedAutoencoder) and not _has_batch_norm(self.network.encoder):
+            self.print_to_log_file("Using torch.compile for the encoder (synchronised BatchNorm breaks the rest)...")
+            # torch 2.5 and earlier cannot divide a graph with recomputation for DDP
+            torch._dynamo.config.optimize_ddp = False
+            self.network.compile_encoder()
+        else:
+            self.print_to_log_file("Not compiled: synchronised BatchNorm breaks the graph of torch.compile.")
 
     def unused_parameters(self) -> list[nn.Parameter]:
         """Parameters of the network that no loss depends on."""

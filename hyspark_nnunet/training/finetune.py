@@ -74,6 +74,9 @@ class FinetuneTrainer(RecipeTrainer):
             configuration_manager, recipe, num_input_channels, num_output_channels, enable_deep_supervision
         )
 
+    def run_convolutions(self, image: Tensor) -> None:
+        self.network(image)
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, ProgressScheduler]:
         optimizer, scheduler = super().configure_optimizers()
         optimizer.register_step_pre_hook(skip_frozen)

@@ -18,7 +18,7 @@ from hyspark_nnunet.recipe.fields import OF_INPUT
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.case_reconstruction import cases_to_reconstruct, reconstruct_case, write_summary
-from hyspark_nnunet.training.data.held_out import HeldOutPatches
+from hyspark_nnunet.training.data.held_out import HeldOutPatches, fixed_mask
 from hyspark_nnunet.training.data.image_transforms import pretraining_transforms
 from hyspark_nnunet.training.data.loader_processes import augmenter
 from hyspark_nnunet.training.data.unreadable_cases import RedrawingLoader, UnreadableCase, finite_image
@@ -93,6 +93,11 @@ class PretrainTrainer(RecipeTrainer):
             cls.recipe_class, cls.family.section(configuration_manager.configuration), environment={}
         )
         return cls.family.masked_autoencoder(configuration_manager, recipe, num_input_channels)
+
+    def run_convolutions(self, image: Tensor) -> None:
+        # the decoder has none, and its BatchNorm would count this image
+        visible = fixed_mask(0, len(image), self.grid, self.recipe.mask_ratio, self.recipe.mask_block)
+        self.bare_network.encoder.features(image, visible.to(self.device), self.num_visible)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Nothing: pre-training has no deep supervision."""

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +16,10 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor
 
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.building_blocks.depthwise import choose_memory_formats, depthwise_convolutions
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import read_weights
@@ -43,6 +46,7 @@ from hyspark_nnunet.training.optimization import describe_groups, parameter_grou
 from hyspark_nnunet.training.pretrained_weights import route_pretrained_weights
 from hyspark_nnunet.training.resuming import check_other_folds
 from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
+from hyspark_nnunet.training.runtime.ranks import of_first_rank
 from hyspark_nnunet.training.schedules import ProgressScheduler
 
 
@@ -143,9 +147,9 @@ class RecipeTrainer(DistributedTraining):
         set_recomputation(self.network, self.recipe.activation_checkpointing)
         if self.device.type == "cpu":
             keep_freed_memory()
-        if self._do_i_compile():
-            self.print_to_log_file("Using torch.compile...")
-            self.network = torch.compile(self.network)
+        if self.device.type == "cuda":
+            self.choose_memory_formats()
+        self.compile_network()
         self.reset_optimizer()
         if self.is_ddp:
             self.distribute_network()
@@ -156,6 +160,30 @@ class RecipeTrainer(DistributedTraining):
         route_pretrained_weights(self)
         recipe = self.recipe.describe(unused=self.family.without_meaning(self.recipe))
         self.print_to_log_file(f"\nRecipe of {type(self).__name__}:\n{recipe}\n", add_timestamp=False)
+
+    def choose_memory_formats(self) -> None:
+        """Measures which memory format is faster for the depth-wise convolutions, and logs it; nothing without any."""
+        convolutions = depthwise_convolutions(self.network)
+        if not convolutions:
+            return
+        patch_size = self.configuration_manager.patch_size
+        image = torch.zeros(self.batch_size, self.num_input_channels, *patch_size, device=self.device)
+        with self.autocast():
+            lines = choose_memory_formats(self.network, partial(self.run_convolutions, image))
+        # the same in all processes, or they would round differently
+        chosen = of_first_rank([convolution.channels_first for convolution in convolutions])
+        for convolution, channels_first in zip(convolutions, chosen, strict=True):
+            convolution.channels_first = channels_first
+        lines = ["Depth-wise convolutions take the faster memory format, forward and backward pass together:", *lines]
+        self.print_to_log_file("\n    ".join(lines))
+
+    def run_convolutions(self, image: Tensor) -> None:
+        """Runs the part of the network that has depth-wise convolutions as a training step does.
+
+        Args:
+            image: (B, C, *patch), with the batch size of this process.
+        """
+        raise NotImplementedError
 
     def describe_network(self) -> dict[str, Any]:
         return self.family.describe(

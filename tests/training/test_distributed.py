@@ -30,6 +30,7 @@ def _one_rank(rank: int, port: int, folder: str) -> None:
     assert maximum_over_ranks(torch.tensor(float(rank))) == 1
     torch.manual_seed(0)
     network = HySparKMaskedAutoencoder(**ARGUMENTS).double().eval()
+    network.compile_encoder(backend="aot_eager")  # traced and differentiated by the compiler, without generating C++
     wrapped = DistributedDataParallel(network)
     image, visible = torch.load(f"{folder}/batch.pt")
     for _ in range(2):  # a parameter without gradient would stop the second step
@@ -61,23 +62,34 @@ def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path: Path) -> N
         torch.testing.assert_close(first[name], parameter.grad, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("trainer_class", "compiled"), [(HySparKPretrainTrainer, False), (HySparKFinetuneTrainer, True)]
-)
-def test_networks_with_batchnorm_are_not_compiled_over_several_gpus(
-    trainer_class, compiled: bool, monkeypatch: pytest.MonkeyPatch
+@torch._dynamo.config.patch(optimize_ddp=True)  # restored afterwards
+@pytest.mark.parametrize("trainer_class", [HySparKPretrainTrainer, HySparKFinetuneTrainer])
+def test_of_a_network_with_batchnorm_several_gpus_compile_the_encoder(
+    trainer_class, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("nnUNet_compile", raising=False)
+    monkeypatch.setattr("torch.compile", lambda part, **_: ("compiled", part))
     trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"}))
-    trainer.network = trainer_class.build_network_architecture(
-        trainer.plans_manager, trainer.configuration_manager, 1, 2
-    )
+    built = trainer_class.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
     trainer.device = torch.device("cuda")  # nnU-Net compiles nowhere else
-    assert trainer._do_i_compile()
+
+    def compiled() -> torch.nn.Module:
+        trainer.network = built
+        trainer.compile_network()
+        return trainer.network
+
+    assert compiled() == ("compiled", built)
     trainer.is_ddp = True
-    assert trainer._do_i_compile()  # torchrun with one process
+    assert compiled() == ("compiled", built)  # torchrun with one process
     monkeypatch.setattr("hyspark_nnunet.training.distributed.world_size", lambda: 2)
-    assert trainer._do_i_compile() == compiled
+    if trainer_class is HySparKFinetuneTrainer:  # without BatchNorm
+        assert compiled() == ("compiled", built)
+        return
+    assert compiled() is built and built.encode[0] == "compiled" and not torch._dynamo.config.optimize_ddp
+    # BatchNorm in the encoder, as a plan may ask for
+    built = trainer_class.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
+    built.encoder.norm = torch.nn.BatchNorm3d(4)
+    assert compiled() is built and not isinstance(built.encode, tuple)
 
 
 def test_synchronised_norms_have_a_group_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.architectures.from_plans import n_stages_taken
+from hyspark_nnunet.building_blocks.depthwise import depthwise_convolutions
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
 from tests.training.conftest import make_trainer
@@ -219,3 +220,27 @@ def test_pretrained_weights_report_lies_with_the_checkpoints(tmp_path: Path) -> 
     stem = next(entry for entry in report["tensors"] if entry["name"] == "encoder.stem.weight")
     assert stem["fate"] == "adapted" and stem["why"] == "input channels: T1 from 0, T2 from 0"
     assert trainer.describe_network()["labels"] == ["background", "organ"]
+
+
+@BOTH
+def test_a_training_logs_which_memory_format_its_depthwise_convolutions_take(
+    trainer_class, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark={"preset": "S"}))
+    trainer.network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2)
+    trainer.num_input_channels, trainer.batch_size = 1, 2
+    log: list[str] = []
+    monkeypatch.setattr(trainer, "print_to_log_file", log.append)
+
+    def seconds(convolution, layout, field, channels_first):
+        return 1.0 if channels_first == (field.shape[-1] > 16) else 2.0
+
+    monkeypatch.setattr("hyspark_nnunet.building_blocks.depthwise.seconds_of", seconds)
+    state, drawn = copy.deepcopy(trainer.network.state_dict()), torch.get_rng_state()
+    trainer.choose_memory_formats()
+    chosen = {len(c.weight): c.channels_first for c in depthwise_convolutions(trainer.network)}
+    assert chosen == {width: width > 16 for width in chosen} and len(chosen) > 2
+    assert len(log) == 1 and log[0].count("ms channels-first") >= len(chosen)
+    # neither running statistics nor random numbers know of it
+    assert all(torch.equal(value, state[name]) for name, value in trainer.network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
