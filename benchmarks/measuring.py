@@ -96,10 +96,16 @@ def _status_bytes(field: str) -> int:
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
-def matrix_throughput(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a convolution that suits the device, at best: a practical bound."""
+def matrix_throughput(device: torch.device, dtype: torch.dtype, edge: int = 48) -> float:
+    """Floating-point operations per second of a convolution that suits the device, at best: a practical bound.
+
+    Args:
+        device: to measure.
+        dtype: of image and weight.
+        edge: voxels per axis of the image.
+    """
     memory_format = torch.channels_last_3d
-    image = torch.randn(1, 192, 48, 48, 48, device=device, dtype=dtype).to(memory_format=memory_format)
+    image = torch.randn(1, 192, edge, edge, edge, device=device, dtype=dtype).to(memory_format=memory_format)
     weight = torch.randn(192, 192, 3, 3, 3, device=device, dtype=dtype)
     seconds = []
     with torch.no_grad():
@@ -107,7 +113,7 @@ def matrix_throughput(device: torch.device, dtype: torch.dtype) -> float:
             start = now(device)
             torch.nn.functional.conv3d(image, weight, padding=1)
             seconds.append(now(device) - start)
-    return 2 * 48**3 * 192 * 192 * 27 / min(seconds)
+    return 2 * edge**3 * 192 * 192 * 27 / min(seconds)
 
 
 def machine(device: torch.device, threads: int | None = None) -> str:

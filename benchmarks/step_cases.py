@@ -59,6 +59,9 @@ class Variant:
         recompute: activation checkpointing.
         keep_memory: glibc keeps freed memory (CPU).
         compiled: by torch.compile.
+        backend: of torch.compile.
+        autocast: "training": as pre-training has it on the device; "none"; or the name of a type, such as "float16".
+        static_shapes: nothing in the dense baseline is gathered by the mask, as torch.compile wants it (HySparK).
     """
 
     name: str
@@ -69,6 +72,9 @@ class Variant:
     recompute: str = "none"
     keep_memory: bool = False
     compiled: bool = False
+    backend: str = "inductor"
+    autocast: str = "training"
+    static_shapes: bool = False
 
 
 DENSE = Variant("dense baseline", dense=True)
@@ -110,11 +116,16 @@ class Case(ABC):
         torch.manual_seed(0)
         return self._network().to(self.device)
 
+    def network_without_weights(self) -> MaskedAutoencoder:
+        """The network on the device "meta", for the memory estimate."""
+        with torch.device("meta"):
+            return self._network()
+
     @abstractmethod
     def _network(self) -> MaskedAutoencoder: ...
 
     @abstractmethod
-    def dense(self, network: Any) -> DenseBaseline | DenseSparK:
+    def dense(self, network: Any, variant: Variant) -> DenseBaseline | DenseSparK:
         """The dense baseline with the network's weights."""
 
     def batch(self, network: MaskedAutoencoder) -> tuple[Tensor, Tensor, int]:
@@ -144,8 +155,9 @@ class HySparKCase(Case):
             decoder_width=decoder_width(n, self.preset, None),
         )
 
-    def dense(self, network: Any) -> DenseBaseline:
-        return DenseBaseline(network).to(self.device)
+    def dense(self, network: Any, variant: Variant) -> DenseBaseline:
+        count = num_visible_units(mask_grid(self.shape.patch, network.encoder.unit), self.mask_ratio)
+        return DenseBaseline(network, num_visible=count if variant.static_shapes else None).to(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +166,11 @@ class SparKCase(Case):
 
     residual: bool = True
     features: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
+    blocks: tuple[int, ...] = (1, 3, 4, 6, 6, 6)
 
     def _network(self) -> MaskedAutoencoder:
         n = len(self.shape.strides)
-        blocks = {"n_blocks_per_stage": (1, 3, 4, 6, 6, 6)[:n]} if self.residual else {"n_conv_per_stage": (2,) * n}
+        blocks = {"n_blocks_per_stage": self.blocks[:n]} if self.residual else {"n_conv_per_stage": (2,) * n}
         network = (ResidualEncoderUNet if self.residual else PlainConvUNet)(
             input_channels=1,
             n_stages=n,
@@ -177,5 +190,5 @@ class SparKCase(Case):
         network.apply(InitWeights_He(1e-2))
         return SparKMaskedAutoencoder(network, input_channels=1)
 
-    def dense(self, network: Any) -> DenseSparK:
+    def dense(self, network: Any, variant: Variant) -> DenseSparK:
         return DenseSparK(network)

@@ -32,18 +32,23 @@ class Step:
         for module in self.network.modules():
             if isinstance(module, UpsamplingLevel):
                 module.merge = None if variant.merge else False
-        self.dense = case.dense(self.network) if variant.dense or variant.unmasked else None
-        if variant.compiled:
-            self.network.compile()
+        self.dense = case.dense(self.network, variant) if variant.dense or variant.unmasked else None
+        # with the loss outside, as nnU-Net compiles
+        self.whole = self.network if self.dense is None else self.dense
+        if variant.compiled and not case.encoder_only:
+            self.whole.compile(backend=variant.backend)
         self.image, self.visible, self.num_visible = case.batch(self.network)
         self.mask = None if variant.unmasked else self.visible
         if variant.channels_last:
             self.network.to(memory_format=torch.channels_last_3d)
             self.image = self.image.contiguous(memory_format=torch.channels_last_3d)
         self.compute = self._encode if case.encoder_only else self._loss
+        if variant.compiled and case.encoder_only:
+            self.compute = torch.compile(self.compute, backend=variant.backend)
 
     def _autocast(self) -> Any:
-        dtype = autocast_dtype(self.device)
+        named = self.variant.autocast
+        dtype = autocast_dtype(self.device) if named == "training" else getattr(torch, named, None)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def _encode(self) -> Tensor:

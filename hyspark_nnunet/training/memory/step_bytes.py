@@ -106,14 +106,14 @@ def step_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
         loss: makes a batch and returns its loss.
     """
     with LiveBytes() as memory, _cuda_autocast_types():
-        _materialise(network)
+        materialise(network)
         moments = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(2)]
         loss(network).backward()
         del moments
     return memory.peak
 
 
-def _materialise(network: nn.Module) -> None:
+def materialise(network: nn.Module) -> None:
     """Replaces tensors on the device "meta", which autocast ignores, by those of the mode that is active."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
