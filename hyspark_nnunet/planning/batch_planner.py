@@ -107,7 +107,7 @@ class BatchPlanner(ExperimentPlanner):
 
     def describe_memory(self, plans: dict[str, Any]) -> str:
         """A line per configuration: patch, batch sizes, and the memory they are estimated to take."""
-        lines = [f"{self.network_words[0].upper()}{self.network_words[1:]}, for a GPU of {self.memory_target:g} GB:"]
+        lines = [f"Batches for {self.network_words}, for a GPU of {self.memory_target:g} GB:"]
         for name, own in plans["configurations"].items():
             of_pretraining = (own.get(self.section_name) or {}).get("pretrain", {}).get("batch_size")
             if of_pretraining is None:  # not planned here: inherited, or somebody's own

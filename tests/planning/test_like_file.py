@@ -46,7 +46,10 @@ def test_a_file_of_nnssl(folders: Path, dataset: str, tmp_path: Path, capsys: py
     arguments = write_nnssl(file, [1.0, 1.0, 1.0])
     assert main(["plan", "-d", "6", "--like", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "for a GPU of 24 GB" in said and "Train with -p nnUNetPlansLikeFile and SparKPretrainTrainer" in said
+    assert (
+        "Batches for nnU-Net's own network, for a GPU of 24 GB" in said
+        and "Train with -p nnUNetPlansLikeFile and SparKPretrainTrainer" in said
+    )
     plans = written(folders, dataset, "nnUNetPlansLikeFile")
     (configuration,) = plans["configurations"].values()
     assert (configuration["spacing"], configuration["patch_size"]) == ([1.0] * 3, [32] * 3)
