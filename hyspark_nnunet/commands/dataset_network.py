@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -94,7 +96,8 @@ def network_of_dataset(
     # given sizes replace those of the plan, and of the environment, which otherwise counts as in a training
     if sizes:
         section[trainer_class.recipe_class.kind] = {**section.get(trainer_class.recipe_class.kind, {}), **sizes}
-    recipe = resolve_recipe(trainer_class.recipe_class, section, **({"environment": {}} if sizes else {}))
+    environment: Mapping[str, str] = {} if sizes else os.environ
+    recipe = resolve_recipe(trainer_class.recipe_class, section, environment, family.section_words)
     section[recipe.kind] = {**section.get(recipe.kind, {}), **family.network_fields(recipe)}
     plans["configurations"][configuration][family.section_name] = section
     manager = PlansManager(plans)

@@ -23,7 +23,10 @@ Found = dict[str | None, list[tuple[str, Any, str]]]
 
 
 def resolve_recipe(
-    recipe_class: type[R], section: Mapping[str, Any] | None, environment: Mapping[str, str] = os.environ
+    recipe_class: type[R],
+    section: Mapping[str, Any] | None,
+    environment: Mapping[str, str] = os.environ,
+    section_words: str = 'section "hyspark"',
 ) -> R:
     """The recipe of a training: defaults, overridden by the plans, overridden by the environment.
 
@@ -35,13 +38,14 @@ def resolve_recipe(
         section: "hyspark" of the plan's configuration: field names, and "pretrain" and "finetune" with fields of one
             trainer; None if the plans have no such section.
         environment: variables, of which those named HYSPARK_... are read.
+        section_words: names the section in messages.
 
     Raises:
         ValueError: a name is unknown, or a value has the wrong type or is not allowed.
     """
     values: dict[str, Any] = {}
     sources = {field.name: "default" for field in recipe_fields(recipe_class)}
-    everything = (_from_plan(section), _from_environment(environment))
+    everything = (_from_plan(section, f"the plan's {section_words}"), _from_environment(environment))
     for found in everything:
         # values for one trainer override those for both
         for scope in (None, recipe_class.kind):
@@ -71,8 +75,7 @@ def _check_other_trainers(found: Found, recipe_class: type[Recipe]) -> None:
                 )
 
 
-def _from_plan(section: Mapping[str, Any] | None) -> Found:
-    where = 'the plan\'s section "hyspark"'
+def _from_plan(section: Mapping[str, Any] | None, where: str) -> Found:
     section = {} if section is None else _checked_section(section, where)
     both = _fields_of(None)
     found: Found = {None: []}

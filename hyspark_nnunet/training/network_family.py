@@ -19,9 +19,11 @@ class NetworkFamily(ABC):
 
     Attributes:
         section_name: of a plan's configuration, where a training notes what its network is built from.
+        section_words: names what ``section`` reads, in messages.
     """
 
     section_name: ClassVar[str] = "hyspark"
+    section_words: ClassVar[str] = 'section "hyspark"'
 
     def section(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
         """The recipe's fields that a plan's configuration sets (``recipe.sources``)."""

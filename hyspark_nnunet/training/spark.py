@@ -33,6 +33,7 @@ class SparKFamily(NetworkFamily):
     """
 
     section_name = "spark"
+    section_words = 'section "hyspark" or "spark"'
 
     def section(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
         shared, own = super().section(configuration), configuration.get(self.section_name) or {}

@@ -84,7 +84,8 @@ class RecipeTrainer(DistributedTraining):
             )
         # before nnU-Net creates a folder or a log file
         settings = PlansManager(plans).get_configuration(configuration)
-        self.recipe = resolve_recipe(self.recipe_class, self.family.section(settings.configuration))
+        section = self.family.section(settings.configuration)
+        self.recipe = resolve_recipe(self.recipe_class, section, section_words=self.family.section_words)
         self.check_configuration(settings, configuration)
 
         super().__init__(plans, configuration, fold, dataset_json, device)

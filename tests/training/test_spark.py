@@ -154,3 +154,8 @@ def test_the_section_of_these_networks_overrides_the_shared_one() -> None:
     plans["configurations"]["3d_fullres"]["spark"] = {"pretrain": {"batch_size": 5}}
     recipe = make_trainer(SparKPretrainTrainer, plans).recipe
     assert (recipe.num_epochs, recipe.batch_size, recipe.mask_ratio) == (7, 5, 0.5)
+    for section, words in (({"batch": 5}, "unknown name batch"), ("S", "is 'S', but it must be a dictionary")):
+        plans["configurations"]["3d_fullres"]["spark"] = section
+        with pytest.raises(ValueError, match=words) as refused:
+            make_trainer(SparKPretrainTrainer, plans)
+        assert 'the plan\'s section "hyspark" or "spark"' in str(refused.value)
