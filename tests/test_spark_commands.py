@@ -122,13 +122,15 @@ def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
     assert predicted.shape == truth.shape and np.isin(predicted, range(4)).all()
 
 
-def test_residual_encoders_and_nnunets_sgd(project: Project) -> None:
+def test_residual_encoders_and_nnunets_sgd(project: Project, tmp_path: Path) -> None:
     planned = project.run("hyspark_nnunet", "plan", "-d", "6", "-p", RESENC_PLANS)
     assert "3d_fullres: patch 32 x 32 x 32; 2 patches" in planned
     more = {"HYSPARK_NUM_EPOCHS": "1", "HYSPARK_PROBE_EVERY": "0"}
     printed = project.train(6, "all", PRETRAINER, "-p", RESENC_PLANS, **more)
     assert re.search(r"\nbatch_size +2 +plan, \"pretrain\"", printed)
     folder = project.fold_folder(DATASET, PRETRAINER, "all", plans=RESENC_PLANS)
+    images = str(project.raw / DATASET / "imagesTs")
+    predicting = ("-d", "6", "-c", "3d_fullres", "-f", "all", "-tr", PRETRAINER, "-p", RESENC_PLANS, "-i", images)
     state, weights = pretrained_tensors(folder), str(folder / "checkpoint_final.pth")
     arguments = ("-p", RESENC_PLANS, "-pretrained_weights", weights)
     printed = project.train(6, "0", FINETUNER, *arguments, HYSPARK_NUM_EPOCHS="1", HYSPARK_OPTIMIZER="sgd")
@@ -140,5 +142,11 @@ def test_residual_encoders_and_nnunets_sgd(project: Project) -> None:
     decoder, stem = groups["decoder: weights"], groups["stem: weights"]
     assert (decoder["momentum"], decoder["nesterov"], decoder["initial_lr"]) == (0.99, True, 0.01)
     assert decoder["weight_decay"] == 3e-5 and stem["initial_lr"] == pytest.approx(0.01 / 128)
+    summary = folder / "validation/summary.json"
+    summary.unlink()
+    project.train(6, "0", FINETUNER, "-p", RESENC_PLANS, "--val", HYSPARK_NUM_EPOCHS="1", HYSPARK_OPTIMIZER="sgd")
+    assert json.loads(summary.read_text())["metric_per_case"]
+    refused = project.run("nnUNetv2_predict", *predicting, "-o", str(tmp_path), "-device", "cpu", ok=False)
+    assert "reconstructs images and does not segment" in refused and FINETUNER in refused
     refused = project.train(6, "0", FINETUNER, "-p", RESENC_PLANS, "--c", ok=False, HYSPARK_NUM_EPOCHS="2")
     assert "trained with optimizer sgd, but the recipe has adamw: set HYSPARK_OPTIMIZER=sgd" in refused

@@ -8,10 +8,12 @@ from typing import Any
 
 from hyspark_nnunet.checkpoints import nnssl
 from hyspark_nnunet.checkpoints.hub import ADAPTATION_PLAN, NNSSL_WEIGHTS
+from hyspark_nnunet.checkpoints.network_plan import network_plan
 from hyspark_nnunet.checkpoints.plan_sizes import RESIDUAL, PlanSizes, network_sizes
 from hyspark_nnunet.checkpoints.storage import SourceWeights
 from hyspark_nnunet.checkpoints.transfer import preset_of
 from hyspark_nnunet.commands.inspect_checkpoint import describe_file
+from hyspark_nnunet.planning.file_plans import PLANS_NAME
 from hyspark_nnunet.recipe.fields import variable_name
 from hyspark_nnunet.recipe.recipe import Recipe
 
@@ -133,18 +135,21 @@ def model_card(weights: SourceWeights, name: str, picture: str | None) -> str:
 def _training_command(weights: SourceWeights) -> str:
     """How nnU-Net starts from the weights."""
     sizes, configuration = network_sizes(weights.state), weights.description.get("configuration") or "3d_fullres"
-    command = f"nnUNetv2_train DATASET {configuration} 0 -tr {{}} -pretrained_weights hf://ORG/NAME"
+    start = "-pretrained_weights hf://ORG/NAME"
     if isinstance(sizes, PlanSizes):
-        plans = weights.description.get("plans", "PLANS")
+        configuration = "2d" if len(sizes.kernel_sizes[0]) == 2 else "3d_fullres"
+        planning, plans = "", "PLANS"
+        if network_plan(sizes, weights.rest, weights.description).patch_size is not None:
+            plans = PLANS_NAME
+            planning = f"    hyspark_nnunet plan_and_preprocess -d DATASET --like hf://ORG/NAME -c {configuration}\n"
         return (
-            f"With nnU-Net, on plans that name this {sizes.network} (-p):\n\n"
-            f"    {command.format(f'SparKFinetuneTrainer -p {plans}')}\n\n"
-            f"`{ADAPTATION_PLAN}` describes the network for nnssl and nnU-Net's development version, which load "
-            f"`{NNSSL_WEIGHTS}`."
+            f"With nnU-Net, on plans that name this {sizes.network}:\n\n{planning}"
+            f"    nnUNetv2_train DATASET {configuration} 0 -tr SparKFinetuneTrainer -p {plans} {start}\n\n"
+            f"nnU-Net's development version reads `{ADAPTATION_PLAN}` and `{NNSSL_WEIGHTS}`."
         )
     preset = weights.description.get("preset") or (sizes and preset_of(sizes)) or DEFAULT_PRESET
     variable = "" if preset == DEFAULT_PRESET else f"{variable_name('preset')}={preset} "
-    return f"With nnU-Net:\n\n    {variable}{command.format('HySparKFinetuneTrainer')}"
+    return f"With nnU-Net:\n\n    {variable}nnUNetv2_train DATASET {configuration} 0 -tr HySparKFinetuneTrainer {start}"
 
 
 def _data_table(data: Mapping[str, Any]) -> str:

@@ -34,7 +34,8 @@ from tests.small_networks import preset_arguments
 
 HYSPARK_WORDS = ("HYSPARK_PRESET=S nnUNetv2_train DATASET 3d_fullres 0 -tr HySparKFinetuneTrainer -pretrained_weights",)
 SPARK_WORDS = (
-    "nnUNetv2_train DATASET 3d_fullres 0 -tr SparKFinetuneTrainer -p nnUNetPlans -pretrained_weights hf://ORG/NAME",
+    "hyspark_nnunet plan_and_preprocess -d DATASET --like hf://ORG/NAME -c 3d_fullres",
+    "nnUNetv2_train DATASET 3d_fullres 0 -tr SparKFinetuneTrainer -p nnUNetPlansLikeFile -pretrained_weights hf://ORG/NAME",
     "2404.09556",
 )
 FORMS = ("pre-training", "fine-tuning", "SparK's pre-training", "SparK's fine-tuning")

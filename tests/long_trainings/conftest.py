@@ -15,6 +15,9 @@ from tests.nnunet_project import TINY_RECIPE, Project
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 DATASET = "Dataset006_SyntheticOrgans"
+NOT_SET = "not set"
+# nnU-Net's networks have no presets
+SPARK = {"HYSPARK_PRESET": NOT_SET}
 RECIPE = TINY_RECIPE | {
     "HYSPARK_NUM_EPOCHS": "3",
     "HYSPARK_NUM_ITERATIONS_PER_EPOCH": "3",
@@ -63,7 +66,8 @@ class Commands:
             "INCIDENT": "",
             "VALIDATE": "0",
         }
-        return self.project.variables() | RECIPE | fixed | variables
+        found = self.project.variables() | RECIPE | fixed | variables
+        return {name: value for name, value in found.items() if value != NOT_SET}
 
     def start(self, trainer: str, results: Path, *more: str, file_limit: int | None = None, **variables: str) -> Run:
         """Starts a training of fold 0; ``wait`` waits for it."""

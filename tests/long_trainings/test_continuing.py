@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
-from tests.long_trainings.conftest import Commands, Run
+from tests.long_trainings.conftest import SPARK, Commands, Run
 
 PRETRAINER, FINETUNER = "RecordingPretrainTrainer", "RecordingFinetuneTrainer"
 
@@ -81,6 +81,17 @@ def test_continued_equals_uninterrupted(
     final = [r.folder(trainer) / "checkpoint_final.pth" for r in (whole, run)]
     assert_equal_checkpoints(*map(read_checkpoint, final))
     assert not (run.folder(trainer) / "checkpoint_previous.pth").exists()
+
+
+def test_sparks_training_continues_inside_an_epoch(commands: Commands, tmp_path: Path) -> None:
+    trainer, short = "RecordingSparKPretrainTrainer", {"HYSPARK_NUM_EPOCHS": "1", **SPARK}
+    whole = commands.train(trainer, tmp_path / "whole", **short)
+    stopped = commands.train(trainer, tmp_path / "stopped", INCIDENT="SIGTERM@0.1", **short)
+    assert "received: stopping after this step" in stopped.printed
+    run = commands.train(trainer, tmp_path / "stopped", "--c", **short)
+    assert "Continuing after 2 steps of this epoch" in run.printed
+    assert json.dumps(run.steps()) == json.dumps(whole.steps())
+    assert_equal_checkpoints(*(read_checkpoint(r.folder(trainer) / "checkpoint_final.pth") for r in (whole, run)))
 
 
 def test_a_seed_repeats_a_training_and_another_does_not(uninterrupted, commands: Commands, tmp_path: Path) -> None:

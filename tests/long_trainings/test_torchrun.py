@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
-from tests.long_trainings.conftest import Commands, Run
+from tests.long_trainings.conftest import SPARK, Commands, Run
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 # 20 steps
@@ -53,23 +53,29 @@ def torchrun(
 
 
 @pytest.mark.parametrize(
-    ("trainer", "nodes", "per_node", "batch"),
+    ("trainer", "nodes", "per_node", "batch", "variables"),
     # batches that do not divide evenly
-    [("RecordingFinetuneTrainer", 1, 2, 3), ("RecordingPretrainTrainer", 2, 2, 5)],
-    ids=["fine-tuning, 2 processes", "pre-training, 2 machines of 2 processes"],
+    [
+        ("RecordingFinetuneTrainer", 1, 2, 3, {}),
+        ("RecordingPretrainTrainer", 2, 2, 5, {}),
+        ("RecordingSparKPretrainTrainer", 1, 2, 3, SPARK | {"HYSPARK_NUM_ITERATIONS_PER_EPOCH": "2"}),
+    ],
+    ids=["fine-tuning, 2 processes", "pre-training, 2 machines of 2 processes", "SparK, 2 processes"],
 )
 def test_processes_train_one_network(
-    commands: Commands, tmp_path: Path, trainer: str, nodes: int, per_node: int, batch: int
+    commands: Commands, tmp_path: Path, trainer: str, nodes: int, per_node: int, batch: int, variables: dict[str, str]
 ) -> None:
-    ended = torchrun(commands, tmp_path, trainer, nodes, per_node, VALIDATE="1", HYSPARK_BATCH_SIZE=str(batch), **STEPS)
+    variables = {"VALIDATE": "1", "HYSPARK_BATCH_SIZE": str(batch), **STEPS, **variables}
+    ended = torchrun(commands, tmp_path, trainer, nodes, per_node, **variables)
     assert [code for code, _ in ended] == [0] * nodes, "\n".join(text[-5000:] for _, text in ended)
     ranks = range(nodes * per_node)
     runs = Run(tmp_path, tmp_path / "record", Path(), 0)
-    # after 20 steps the parameters are equal to the bit
+    # after all steps the parameters are equal to the bit
     parameters = [torch.load(f"{runs.record}.{rank}.pt") for rank in ranks]
     assert all(torch.equal(parameters[0], other) for other in parameters[1:])
     records = [runs.steps(rank) for rank in ranks]
-    assert all(len(record) == 21 for record in records)
+    n_steps = 2 * int(variables["HYSPARK_NUM_ITERATIONS_PER_EPOCH"])
+    assert all(len(record) == 1 + n_steps for record in records)
     # DDP's gradients are those of one process with the joint batch
     assert records[0][0]["gradients_differ_by"] < 1e-8
     # every rank draws crops of its own

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hyspark_nnunet.masking import sample_visible
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
+from hyspark_nnunet.training.spark import SparKPretrainTrainer
 
 
 class Recording:
@@ -88,7 +89,7 @@ def _double(batch: dict) -> dict:
     return batch | {"data": batch["data"].double()}
 
 
-class RecordingPretrainTrainer(Recording, HySparKPretrainTrainer):
+class RecordingPretraining(Recording):
     def joint_loss(self, parts: list[dict]) -> torch.Tensor:
         """As one process computes it, with the masks that the ranks drew."""
         masks = []
@@ -96,6 +97,14 @@ class RecordingPretrainTrainer(Recording, HySparKPretrainTrainer):
             generator = torch.Generator().manual_seed(rank)
             masks.append(sample_visible(len(part["data"]), self.grid, self.recipe.mask_ratio, generator))
         return self._loss_of(torch.cat([part["data"] for part in parts]), torch.cat(masks))
+
+
+class RecordingPretrainTrainer(RecordingPretraining, HySparKPretrainTrainer):
+    pass
+
+
+class RecordingSparKPretrainTrainer(RecordingPretraining, SparKPretrainTrainer):
+    pass
 
 
 class RecordingFinetuneTrainer(Recording, HySparKFinetuneTrainer):
