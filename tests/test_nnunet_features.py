@@ -234,7 +234,7 @@ def test_pretraining_of_slices_and_of_flat_volumes(
 ) -> None:
     folder = project.fold_folder(FLAT, family.pretrainer, "all", configuration, family.plans)
     summary = json.loads((folder / "validation/summary.json").read_text())
-    assert len(summary["metric_per_case"]) == 5 and 0.5 < summary["mean"]["reconstruction_loss"] < 1.5
+    assert len(summary["metric_per_case"]) == 5 and 0.5 < summary["mean"]["reconstruction_loss"] < 2.5
     # in 2d every slice is a patch
     assert summary["metric_per_case"][0]["n_patches"] == (8 if configuration == "2d" else 1)
     assert (folder / "reconstructions/epoch_0002.png").is_file() and (folder / "validation/ball_0.png").is_file()
