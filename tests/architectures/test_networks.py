@@ -121,6 +121,21 @@ def test_logits_have_the_sizes_of_deep_supervision(geometry) -> None:
     torch.testing.assert_close(network(image), logits[0])
 
 
+def test_a_batch_of_one_has_the_gradient_of_two_equal_samples(geometry) -> None:
+    """On a CPU torch 2.13 is wrong about InstanceNorm of one channels-first sample with a channels-last gradient."""
+    torch.manual_seed(0)
+    network = HySparKUNet(**geometry.arguments(), num_classes=2, deep_supervision=True).double()
+    one = torch.randn(1, geometry.input_channels, *geometry.image_size, dtype=torch.float64)
+    found = []
+    for image in (one, torch.cat([one, one])):
+        network.zero_grad()
+        # of channels-last logits: so comes their gradient
+        sum(logits.movedim(1, -1).contiguous().sin().mean() for logits in network(image)).backward()
+        found.append([parameter.grad for parameter in network.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+
+
 def test_encoders_of_both_networks_have_the_same_names(geometry) -> None:
     shapes = [
         {name: p.shape for name, p in network.encoder.state_dict().items()}
