@@ -14,7 +14,7 @@ import argparse
 import gc
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +161,20 @@ def check_steps(table: Table, sizes: Sizes, compiled: bool) -> None:
     """Whole steps and encoders, of visible blocks and of the dense baseline; compiled, they are what the goals need."""
     for name, case in sizes.networks.items():
         blocks, dense = (replace(v, compiled=compiled, backend=sizes.backend) for v in (BLOCKS, STRONG))
-        names = _names(name, case, blocks) | {"planner GiB": f"{planned_bytes(case, blocks) / GIB:.2f}"}
-        step = partial(measure_step, case, blocks, sizes.rounds, closely=True)
+        step = partial(_planned_and_measured, case, blocks, sizes.rounds)
         with memory_limit(torch.device(case.device), LIMIT):
-            row = table.measure(STEP, step, **names)
+            row = table.measure(STEP, step, **_names(name, case, blocks))
         if row["result"] == OUT_OF_MEMORY:  # how much would it have taken?
-            table.measure(STEP, step, **names)
+            table.measure(STEP, step, **_names(name, case, blocks))
         at_largest_batch(table, STEP, name, case, dense, sizes.rounds)
         only = replace(case, encoder_only=True)
         table.measure(ENCODER, partial(measure_step, only, blocks, sizes.rounds), **_names(name, only, blocks))
         at_largest_batch(table, ENCODER, name, only, dense, sizes.rounds)
+
+
+def _planned_and_measured(case: Case, variant: Variant, rounds: int) -> dict[str, Any]:
+    planned = f"{planned_bytes(case, variant) / GIB:.2f}"
+    return {"planner GiB": planned, **measure_step(case, variant, rounds, closely=True)}
 
 
 def check_other_steps(table: Table, sizes: Sizes) -> None:
@@ -213,11 +217,6 @@ def check_numbers(table: Table, sizes: Sizes) -> None:
     """Small networks on the device, against the dense baseline in float64 on the CPU."""
     compiled = replace(BLOCKS, compiled=True, backend=sizes.backend)
     for name, case in sizes.small.items():
-        reference = Step(replace(case, device="cpu"), DENSE)
-        reference.network.double()
-        reference.dense.double()
-        reference.image = reference.image.double()
-        loss, gradient = reference.run()["loss"], reference.gradient()
         variants = [
             replace(BLOCKS, name=f"visible blocks, checkpointing {recompute}", recompute=recompute, autocast=autocast)
             for autocast in ("none", "bfloat16", "float16")
@@ -227,13 +226,22 @@ def check_numbers(table: Table, sizes: Sizes) -> None:
         others = [STRONG] if case in sizes.networks.values() else [STRONG, compiled]
         variants += [replace(variant, autocast="none") for variant in others]
         for variant in variants:
-            measured = partial(_numbers, case, variant, loss, gradient)
-            table.measure(NUMBERS, measured, **_names(name, case, variant))
+            table.measure(NUMBERS, partial(_numbers, case, variant), **_names(name, case, variant))
         table.measure("hidden voxels", partial(_hidden, case), **_names(name, case, BLOCKS))
         table.measure("skipped step", partial(_skipped, case), **_names(name, case, BLOCKS))
 
 
-def _numbers(case: Case, variant: Variant, loss: float, gradient: torch.Tensor) -> dict[str, Any]:
+@cache
+def _reference(case: Case) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of the dense baseline, in float64 on the CPU."""
+    step = Step(replace(case, device="cpu"), DENSE)
+    step.whole.double()
+    step.image = step.image.double()
+    return step.run()["loss"], step.gradient()
+
+
+def _numbers(case: Case, variant: Variant) -> dict[str, Any]:
+    loss, gradient = _reference(case)
     step = Step(case, variant)
     found = step.run()["loss"]
     difference = (step.gradient().double() - gradient).norm() / gradient.norm()
@@ -295,7 +303,7 @@ def main() -> int:
     """Returns 1 if a goal was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tiny", action="store_true", help="small networks; always on a CPU")
+    parser.add_argument("--tiny", action="store_true", help="small networks; on a CPU always")
     parser.add_argument("--minutes", type=float, default=9.0, help="no row begins later (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     arguments = parser.parse_args()
