@@ -24,7 +24,7 @@ import torch._dynamo  # here, so that its objects are frozen, too
 from benchmarks.gpu_goals import ENCODER, MISSED, NUMBERS, PROBE, STEP, Goal, goals, report
 from benchmarks.gpu_kernels import operations
 from benchmarks.gpu_steps import LIMIT, TrainingStep, measure_step, memory_limit, planned_batch, planned_bytes
-from benchmarks.gpu_table import OUT_OF_MEMORY, Table
+from benchmarks.gpu_table import MEASURED, OUT_OF_MEMORY, Table
 from benchmarks.measuring import machine, matrix_throughput, now
 from benchmarks.step_cases import DENSE, Case, HySparKCase, SparKCase, Variant, isotropic
 from benchmarks.step_process import Step
@@ -136,8 +136,13 @@ def about_the_machine(device: torch.device, edge: int) -> dict[str, Any]:
 
 
 def at_largest_batch(table: Table, check: str, name: str, case: Case, variant: Variant, rounds: int) -> dict[str, Any]:
-    """A row about a variant at the largest batch that fits, which is the case's at most."""
-    for batch_size in sorted({case.batch_size, *(n for n in (12, 10, 8, 6, 4, 3, 2, 1) if n < case.batch_size)})[::-1]:
+    """A row about a variant at the largest batch that fits: at most the case's, and that of an earlier row about it."""
+    about = (check, name, variant.name, MEASURED)
+    earlier = [
+        row["batch"] for row in table.rows if (row["check"], row["network"], row["variant"], row["result"]) == about
+    ]
+    largest = min([case.batch_size, *earlier])
+    for batch_size in (largest, *(n for n in (20, 16, 12, 10, 8, 6, 4, 3, 2, 1) if n < largest)):
         sized = replace(case, batch_size=batch_size)
         row = table.measure(check, partial(measure_step, sized, variant, rounds), **_names(name, sized, variant))
         if row["result"] != OUT_OF_MEMORY:
@@ -283,15 +288,16 @@ def check_operations(table: Table, sizes: Sizes, device: torch.device) -> None:
 
 
 def check(sizes: Sizes, device: torch.device, folder: Path, minutes: float) -> list[Goal]:
-    """Measures everything, what the goals need first, and writes table and report."""
+    """Measures everything, first what the goals need, and writes table and report."""
     gc.freeze()  # collecting garbage, as every run does, need not search what was imported
     table = Table(folder / "gpu_check.csv", 60 * minutes)
     about = table.measure("machine", partial(about_the_machine, device, sizes.edge))
     check_probe(table, sizes)
-    check_steps(table, sizes, compiled=True)
+    # not compiled first: they find out which batches fit, without compiling for those that do not
+    for compiled in (False, True):
+        check_steps(table, sizes, compiled)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         check_numbers(table, sizes)
-    check_steps(table, sizes, compiled=False)
     check_other_steps(table, sizes)
     check_operations(table, sizes, device)
     found = goals(table.rows, list(sizes.networks), device.type == "cuda")

@@ -97,9 +97,12 @@ def test_a_row_that_fails_is_reported_and_a_smaller_batch_is_tried(
     case = replace(gpu_check.small_networks("cpu")["HySparK"], batch_size=5)
     row = gpu_check.at_largest_batch(table, "step", "HySparK", case, gpu_check.STRONG, rounds=1)
     assert (row["batch"], row["total ms"]) == (3, "5")
+    # compiled, it begins with the batch that is known to fit
+    compiled = replace(gpu_check.STRONG, compiled=True)
+    gpu_check.at_largest_batch(table, "step", "HySparK", case, compiled, rounds=1)
     with open(table.path, encoding="utf-8") as file:
         results = [row["result"] for row in csv.DictReader(file)]
-    assert results[1:] == [OUT_OF_MEMORY, OUT_OF_MEMORY, MEASURED]
+    assert results[1:] == [OUT_OF_MEMORY, OUT_OF_MEMORY, MEASURED, MEASURED]
 
 
 def test_no_row_begins_after_the_time_limit(tmp_path: Path) -> None:
