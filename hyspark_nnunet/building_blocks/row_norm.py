@@ -19,8 +19,9 @@ def normalise_columns(rows: Tensor, weight: Tensor | None, bias: Tensor | None, 
         bias: None: 0.
         eps: added to the variance.
     """
+    # tensors without storage, of other types, stand for those of a GPU
+    on_cpu = rows.device.type == "cpu" and type(rows) is Tensor and not torch.compiler.is_compiling()
     # of a single row torch's function says that it has no variance
-    on_cpu = rows.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_cpu and rows.dtype.itemsize >= 4 and len(rows) > 1:
         return _ExactOnCPU.apply(rows, weight, bias, eps)
     return F.batch_norm(rows, None, None, weight, bias, True, 0.0, eps)
