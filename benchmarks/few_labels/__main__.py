@@ -6,102 +6,72 @@
 
 FOLDER is a dataset in nnU-Net's raw layout with a splits.json: lists of cases "pretrain" (images alone are used),
 "labelled_N" for any numbers N, nested, and "validation". Finished runs are skipped, interrupted runs are resumed.
-W/results has what is finished.
+W/results has what is finished. The same command, started twice with a part of the --cores, shares the runs.
 """
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.few_labels.ablations import ABLATIONS
-from benchmarks.few_labels.arms import ARMS, REFERENCE, SPARK_REFERENCE, Arm, Pretraining, runs_of
-from benchmarks.few_labels.collect import check_settings, collect
+from benchmarks.few_labels.arms import ARMS, REFERENCES, Arm, Pretraining, Run, runs_of
+from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands
 from benchmarks.few_labels.prepare import prepare
 from benchmarks.few_labels.report import write_report
-from benchmarks.few_labels.results import FOLDER, Results
-from benchmarks.few_labels.settings import Settings, add_options, settings_of
+from benchmarks.few_labels.results import FOLDER
+from benchmarks.few_labels.settings import add_options, settings_of
 from benchmarks.few_labels.subsets import MAX_SEEDS, Splits
 from benchmarks.few_labels.training import finetune, pretrain
 from benchmarks.few_labels.work import Work
 
-PRETRAININGS = {pretraining.name: pretraining for pretraining in (REFERENCE, SPARK_REFERENCE)}
+PRETRAININGS = {pretraining.name: pretraining for pretraining in REFERENCES.values()}
 
 
-class Benchmark:
-    """The steps on one work folder.
-
-    Args:
-        arguments: of the command line.
-    """
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.work = Work(arguments.work.resolve())
-        self.settings: Settings = settings_of(arguments, self.work.settings_file)
-        self.cores = arguments.cores or os.cpu_count() or 1
-        self.commands = Commands(self.work, max(1, self.cores // arguments.jobs))
-        self.failures: list[str] = []
-
-    def prepare(self) -> Splits:
-        """The datasets, plans and folds."""
-        return prepare(self.commands, self.settings, self.arguments.data)
-
-    def pretrain(self, pretrainings: Sequence[Pretraining]) -> None:
-        """Each takes every core: nothing else of this benchmark runs beside it."""
-        commands = Commands(self.work, self.cores)
-        for pretraining in pretrainings:
-            self._do([partial(pretrain, commands, self.settings, pretraining)], commands)
-
-    def run(self, arms: Sequence[Arm]) -> None:
-        """The arms' trainings, after the pre-trainings that they start from."""
-        splits = self.prepare()
-        runs = runs_of(arms, self.arguments.labels or list(splits.labelled), self.arguments.seeds, splits)
-        if self.arguments.but_collected:
-            check_settings(self.work, FOLDER)
-            collected = Results(FOLDER)
-            runs = [run for run in runs if run.seed not in collected.seeds(run.labels, run.arm.name)]
-        self.pretrain(list({p.name: p for run in runs if (p := run.arm.pretraining) is not None}.values()))
-        self._do([partial(finetune, self.commands, self.settings, run) for run in runs])
-
-    def _do(self, tasks: Sequence[Callable[[], None]], commands: Commands | None = None) -> None:
-        if not self.failures:
-            then = partial(collect, self.work, self.work.root / "results", quietly=True)
-            self.failures += (commands or self.commands).side_by_side(tasks, self.arguments.jobs, then)
+Runs = list[Pretraining | Run]
 
 
-def run_prepare(benchmark: Benchmark) -> None:
+def no_runs(arguments: argparse.Namespace, splits: Splits) -> Runs:
     """the datasets, plans and folds"""
-    benchmark.prepare()
+    return []
 
 
-def run_pretrain(benchmark: Benchmark) -> None:
+def pretrainings(arguments: argparse.Namespace, splits: Splits) -> Runs:
     """the pre-trainings, after prepare"""
-    benchmark.prepare()
-    benchmark.pretrain([PRETRAININGS[name] for name in benchmark.arguments.names])
+    return [PRETRAININGS[name] for name in arguments.names]
 
 
-def run_arms(benchmark: Benchmark) -> None:
+def runs_of_arms(arguments: argparse.Namespace, splits: Splits, arms: Sequence[Arm] = ()) -> Runs:
     """the arms' trainings with labels, after what they need: seed by seed; labels and arms in the order given"""
-    benchmark.run([ARMS[name] for name in benchmark.arguments.arms])
+    arms = arms or [ARMS[name] for name in arguments.arms]
+    runs = runs_of(arms, arguments.labels or list(splits.labelled), arguments.seeds, splits)
+    return [*{p.name: p for run in runs if (p := run.arm.pretraining) is not None}.values(), *runs]
 
 
-def run_ablation(benchmark: Benchmark) -> None:
+def runs_of_ablation(arguments: argparse.Namespace, splits: Splits) -> Runs:
     """an ablation's trainings with labels, after what they need"""
-    name = benchmark.arguments.name
-    benchmark.run(ABLATIONS[name].arms(name))
+    return runs_of_arms(arguments, splits, ABLATIONS[arguments.name].arms(arguments.name))
 
 
-def at_least_one(text: str) -> int:
-    """A whole number from 1 on, as a type of argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: 1 or more")
-    return number
+def execute(arguments: argparse.Namespace) -> int:
+    """Prepares the work folder and does the runs of a command; goes on where a run fails. Returns the exit status."""
+    work = Work(arguments.work.resolve())
+    settings = settings_of(arguments, work.settings_file)
+    commands, failures = Commands(work, arguments.cores or os.cpu_count() or 1), []
+    for run in arguments.chosen(arguments, prepare(commands, settings, arguments.data)):
+        try:
+            (pretrain if isinstance(run, Pretraining) else finetune)(commands, settings, run)
+            collect(work, work.root / "results", quietly=True)
+        except (CommandFailed, OSError, ValueError) as error:
+            print(f"failed: {error}", flush=True)
+            failures.append(str(error))
+    if failures:
+        print(f"\n{len(failures)} failed:", *failures, sep="\n\n", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -117,24 +87,24 @@ def build_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False, parents=[folder])
     add = shared.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="the dataset, with splits.json")
-    add("--jobs", type=at_least_one, default=1, metavar="N", help="trainings side by side (default: 1)")
-    add("--cores", type=at_least_one, metavar="N", help="cores that all of them take (default: all)")
+    add("--cores", type=int, choices=range(1, 1025), metavar="N", help="cores to use (default: all)")
     add_options(shared)
     training = argparse.ArgumentParser(add_help=False)
     add, seeds = training.add_argument, range(MAX_SEEDS)
     add("--labels", type=int, nargs="+", metavar="N", help="numbers of labelled cases (default: all of splits.json)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], choices=seeds, metavar="N", help="(default: 0 1 2)")
-    add("--but-collected", action="store_true", help="leave out runs whose results are in the repository")
 
-    def command(name: str, run: Callable[[Benchmark], None], *parents: argparse.ArgumentParser) -> Callable[..., Any]:
-        made = commands.add_parser(name, parents=[shared, *parents], help=run.__doc__)
-        made.set_defaults(run=lambda arguments: _run(run, arguments))
+    def command(name: str, chosen: Callable[..., Runs], *parents: argparse.ArgumentParser) -> Callable[..., Any]:
+        made = commands.add_parser(name, parents=[shared, *parents], help=chosen.__doc__)
+        made.set_defaults(run=execute, chosen=chosen)
         return made.add_argument
 
-    command("prepare", run_prepare)
-    command("pretrain", run_pretrain)("names", nargs="+", choices=PRETRAININGS)
-    command("run", run_arms, training)("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="(default: all)")
-    command("ablation", run_ablation, training)("name", choices=ABLATIONS, metavar="NAME", help=", ".join(ABLATIONS))
+    command("prepare", no_runs)
+    command("pretrain", pretrainings)("names", nargs="+", choices=PRETRAININGS)
+    command("run", runs_of_arms, training)("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="(default: all)")
+    command("ablation", runs_of_ablation, training)(
+        "name", choices=ABLATIONS, metavar="NAME", help=", ".join(ABLATIONS)
+    )
     collecting = commands.add_parser(
         "collect", parents=[folder], help="write the results of finished runs as CSV files"
     )
@@ -143,14 +113,6 @@ def build_parser() -> argparse.ArgumentParser:
     reporting = commands.add_parser("report", help="write the tables and plots of both pages on results")
     reporting.set_defaults(run=lambda arguments: write_report())
     return parser
-
-
-def _run(step: Callable[[Benchmark], None], arguments: argparse.Namespace) -> int:
-    benchmark = Benchmark(arguments)
-    step(benchmark)
-    if benchmark.failures:
-        print(f"\n{len(benchmark.failures)} failed:", *benchmark.failures, sep="\n\n", file=sys.stderr)
-    return 1 if benchmark.failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,4 +129,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from benchmarks.few_labels.arms import HYSPARK, REFERENCE, SPARK, SPARK_REFERENCE, Arm, Pretraining
+from benchmarks.few_labels.arms import HYSPARK, REFERENCES, SPARK, Arm, Pretraining
 
 SCRATCH = "_scratch"  # what the same training from random weights is called by, after the ablation's name
 
@@ -19,10 +19,8 @@ class Ablation:
     """What differs from the benchmark's pre-trained arm.
 
     Attributes:
-        pretrain: fields of the pre-training's recipe.
-        pretrain_length: its epochs, in parts of the benchmark's.
-        finetune: fields of the fine-tuning's recipe.
-        finetune_length: its epochs, in parts of the benchmark's.
+        pretrain, finetune: fields of the recipes.
+        pretrain_length, finetune_length: epochs, in parts of the benchmark's.
         network: arguments of the network, in both.
         with_scratch: also train from random weights with this fine-tuning: what it changes there, too, is no merit of
             the pre-training.
@@ -42,23 +40,18 @@ class Ablation:
     def pretraining(self, name: str) -> Pretraining:
         """The pre-training: that of the benchmark where nothing about it differs."""
         if not self.pretrain and not self.network and self.pretrain_length == 1:
-            return SPARK_REFERENCE if self.family == SPARK else REFERENCE
+            return REFERENCES[self.family]
         return Pretraining(name, self.pretrain, self.pretrain_length, self.network, self.family)
 
     def arms(self, name: str) -> list[Arm]:
         """What is trained with labels."""
-        both: dict[str, Any] = {
-            "recipe": self.finetune,
-            "length": self.finetune_length,
-            "network": self.network,
-            "family": self.family,
-        }
-        arms = [Arm(name, self.pretraining(name), **both)]
-        return [*arms, Arm(f"{name}{SCRATCH}", **both)] if self.with_scratch else arms
+        both = (self.finetune, self.finetune_length, self.network, self.family)
+        scratch = [Arm(f"{name}{SCRATCH}", *both)] if self.with_scratch else []
+        return [Arm(name, *both, self.pretraining(name)), *scratch]
 
 
 BRIEF_PRETRAINING = "brief_pretraining"
-HALF_THE_STEPS, TWICE_THE_STEPS, THREE_TIMES_THE_STEPS = "half_the_steps", "twice_the_steps", "three_times_the_steps"
+HALF_THE_STEPS = "half_the_steps"
 # what training from random weights has by default
 ALL_LAYERS_ALIKE = "layer_decay_1"
 # pre-training shows most where there are few steps to train with labels, and what takes a pre-training of its own is
@@ -71,8 +64,8 @@ _of_brief = partial(_brief, against=BRIEF_PRETRAINING)
 
 ABLATIONS: Mapping[str, Ablation] = {
     HALF_THE_STEPS: _halved(with_scratch=True),
-    TWICE_THE_STEPS: Ablation(finetune_length=2, with_scratch=True),
-    THREE_TIMES_THE_STEPS: Ablation(finetune_length=3, with_scratch=True),
+    "twice_the_steps": Ablation(finetune_length=2, with_scratch=True),
+    "three_times_the_steps": Ablation(finetune_length=3, with_scratch=True),
     ALL_LAYERS_ALIKE: Ablation(finetune={"layer_decay": 1.0}),
     # with a decay for layers that were not trained before, too
     "layer_decay_0.75": Ablation(finetune={"layer_decay": 0.75}, with_scratch=True),
@@ -98,10 +91,16 @@ ABLATIONS: Mapping[str, Ablation] = {
     "mask_block_2": _of_brief(pretrain={"mask_block": 2}),
     "targets_not_standardised": _of_brief(pretrain={"standardise_targets": False}),
     f"spark_{HALF_THE_STEPS}": _spark(finetune_length=0.5, with_scratch=True),
-    f"spark_{TWICE_THE_STEPS}": _spark(finetune_length=2, with_scratch=True),
+    "spark_twice_the_steps": _spark(finetune_length=2, with_scratch=True),
     f"spark_{ALL_LAYERS_ALIKE}": _spark(finetune={"layer_decay": 1.0}),
     "spark_reconstruction_decoder": _spark(pretrain={"decoder": "reconstruction"}),
 }
+# those that differ in the length of fine-tuning alone
+LENGTHS = [
+    name
+    for name, a in ABLATIONS.items()
+    if a == Ablation(finetune_length=a.finetune_length, with_scratch=True, against=a.against, family=a.family)
+]
 
 
 def compared_with(arm: str) -> str:

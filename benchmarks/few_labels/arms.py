@@ -34,22 +34,29 @@ def with_network(plans: str, network: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """A pre-training.
+class Training:
+    """What differs from the settings, which are the same for all.
 
     Attributes:
-        name: of its folder and record.
-        recipe: fields of ``PretrainRecipe`` that differ from the settings.
+        name: in tables, and of its folder of results.
+        recipe: fields of the recipe.
         length: its epochs, in parts of those of the settings.
         network: arguments of the network that differ from the plan's.
-        family: whose network is pre-trained.
+        family: whose network and trainer; ``STOCK``: nnU-Net's, with its optimiser.
     """
 
-    name: str = "reference"
+    name: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
     length: float = 1.0
     network: Mapping[str, Any] = field(default_factory=dict)
     family: str = HYSPARK
+
+    def _variables(self, kind: str, fields: Mapping[str, Any]) -> dict[str, str]:
+        return {variable_name(name, kind): str(value) for name, value in {**fields, **self.recipe}.items()}
+
+
+class Pretraining(Training):
+    """A pre-training."""
 
     @property
     def run(self) -> str:
@@ -79,34 +86,23 @@ class Pretraining:
             "picture_every": settings.pretrain_epochs,
             "probe_every": 0,
             "seed": PRETRAIN_SEED,
-            **width,
-            **self.recipe,
         }
-        return {variable_name(name, "pretrain"): str(value) for name, value in fields.items()}
+        return self._variables("pretrain", fields | width)
 
 
-REFERENCE, SPARK_REFERENCE = Pretraining(), Pretraining("spark", family=SPARK)
+REFERENCE = Pretraining("reference")
+REFERENCES = {HYSPARK: REFERENCE, SPARK: Pretraining("spark", family=SPARK)}
 
 
 @dataclass(frozen=True)
-class Arm:
+class Arm(Training):
     """A way to train with labels.
 
     Attributes:
-        name: in tables, and of its folder of results.
         pretraining: whose weights it starts from; None: random ones.
-        recipe: fields of ``FinetuneRecipe`` that differ from the settings.
-        length: its epochs, in parts of those of the settings.
-        network: arguments of the network that differ from the plan's.
-        family: whose network and trainer; ``STOCK``: nnU-Net's, with its optimiser.
     """
 
-    name: str
     pretraining: Pretraining | None = None
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    length: float = 1.0
-    network: Mapping[str, Any] = field(default_factory=dict)
-    family: str = HYSPARK
 
     @property
     def trainer(self) -> str:
@@ -115,13 +111,10 @@ class Arm:
     def plans(self, settings: Settings) -> str:
         return with_network(plans_of(self.family, settings), self.network)
 
-    def epochs(self, settings: Settings) -> int:
-        return max(1, round(self.length * settings.finetune_epochs))
-
     def variables(self, settings: Settings, seed: int) -> dict[str, str]:
         """Environment variables of a training."""
         lengths = {
-            "num_epochs": self.epochs(settings),
+            "num_epochs": max(1, round(self.length * settings.finetune_epochs)),
             "num_iterations_per_epoch": settings.finetune_iterations,
             "num_val_iterations_per_epoch": settings.finetune_val_iterations,
             "save_every": settings.save_every,
@@ -129,16 +122,16 @@ class Arm:
         }
         if self.family == STOCK:
             return {f"{PREFIX}{name.upper()}": str(value) for name, value in lengths.items()}
-        fields = {**lengths, "batch_size": settings.finetune_batch, "initial_lr": settings.finetune_lr, **self.recipe}
-        return {variable_name(name, "finetune"): str(value) for name, value in fields.items()}
+        ours = {"batch_size": settings.finetune_batch, "initial_lr": settings.finetune_lr}
+        return self._variables("finetune", lengths | ours)
 
 
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("pretrained", REFERENCE),
+        Arm("pretrained", pretraining=REFERENCE),
         Arm("scratch"),
-        Arm("spark_pretrained", SPARK_REFERENCE, family=SPARK),
+        Arm("spark_pretrained", family=SPARK, pretraining=REFERENCES[SPARK]),
         Arm("spark_scratch", family=SPARK),
         Arm("stock", family=STOCK),
     )

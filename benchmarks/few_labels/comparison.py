@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,8 +59,7 @@ def paired_difference(first: Floats, second: Floats) -> Difference:
 
 def smoothed(curve: Sequence[float]) -> Floats:
     """The mean of each epoch and the ``SMOOTHED_OVER - 1`` before it, of fewer at the start."""
-    values = np.asarray(curve, np.float64)
-    return np.array([values[max(0, end - SMOOTHED_OVER) : end].mean() for end in range(1, len(values) + 1)])
+    return pd.Series(curve, dtype=np.float64).rolling(SMOOTHED_OVER, min_periods=1).mean().to_numpy()
 
 
 def share_to_reach(curve: Sequence[float], target: float) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.few_labels.commands import Commands, alone
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import Splits
@@ -67,13 +69,14 @@ def _prepare(commands: Commands, settings: Settings, data: Path, splits: Splits,
         f"{len(splits.validation)} for validation",
         flush=True,
     )
-    ending, cases = description["file_ending"], [*splits.all_labelled, *splits.validation]
-    raw = work.raw / LABELLED
-    _copy(data / "imagesTr", raw / "imagesTr", cases, f"_[0-9][0-9][0-9][0-9]{ending}")
-    _copy(data / "labelsTr", raw / "labelsTr", cases, ending)
+    raw, cases = work.raw / LABELLED, [*splits.all_labelled, *splits.validation]
+    label, scans = description["file_ending"], work.root / "scans"
+    image = f"_[0-9][0-9][0-9][0-9]{label}"
+    _copy(data / "imagesTr", raw / "imagesTr", cases, image)
+    _copy(data / "imagesTr", scans, splits.pretrain, image)
+    _copy(data / "labelsTr", raw / "labelsTr", cases, label)
+    _copy(data / "labelsTr", work.validation_labels, splits.validation, label)
     _write(raw / "dataset.json", description | {"numTraining": len(cases)})
-    scans = _copy(data / "imagesTr", work.root / "scans", splits.pretrain, f"_[0-9][0-9][0-9][0-9]{ending}")
-    _copy(data / "labelsTr", work.validation_labels, splits.validation, ending)
     shutil.copy(data / "splits.json", work.splits_file)
 
     # nnU-Net's planner does not take 0 loader processes
@@ -96,15 +99,13 @@ def _prepare(commands: Commands, settings: Settings, data: Path, splits: Splits,
     _write(folder / f"{STOCK_PLANS}.json", stock)
     spark = with_network_of(_read(unlabelled / f"{like}.json"), stock)
     _write(unlabelled / f"{STOCK_PLANS}{LIKE}.json", spark)
-    _write(
-        work.prepared_file,
-        {
-            "pre-training": described(_read(unlabelled / f"{like}.json"), settings.pretrain_batch),
-            "pre-trained and scratch": described(plans, settings.finetune_batch),
-            "stock": described(stock, settings.finetune_batch),
-            "SparK pre-training": described(spark, settings.pretrain_batch),
-        },
-    )
+    planned = {
+        "pre-training": _read(unlabelled / f"{like}.json"),
+        "pre-trained and scratch": plans,
+        "SparK pre-training": spark,
+        "stock": stock,
+    }
+    _write(work.prepared_file, {name: each["configurations"][CONFIGURATION] for name, each in planned.items()})
 
 
 def with_patch_and_batch(stock: dict[str, Any], ours: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -118,15 +119,12 @@ def with_patch_and_batch(stock: dict[str, Any], ours: dict[str, Any], batch: int
     for key, value in configuration.items():
         if key.startswith(DATA_KEYS) and value != model[key]:
             raise ValueError(f"nnU-Net's plans have {key} {value}, ours {model[key]}: arms must train on the same data")
-    for axis, size in enumerate(model["patch_size"]):
-        stride = 1
-        for strides in configuration["architecture"]["arch_kwargs"]["strides"]:
-            stride *= strides[axis]
-        if size % stride:
-            raise ValueError(
-                f"nnU-Net's network has stride {stride} on axis {axis}, of which our patch {model['patch_size']} is no "
-                "multiple: take another preset or spacing"
-            )
+    strides = np.prod(configuration["architecture"]["arch_kwargs"]["strides"], axis=0).tolist()
+    if any(size % stride for size, stride in zip(model["patch_size"], strides, strict=True)):
+        raise ValueError(
+            f"our patch {model['patch_size']} is no multiple of the strides {strides} of nnU-Net's network: take "
+            "another preset or spacing"
+        )
     data = {key: model[key] for key in ("data_identifier", "patch_size")}
     configuration |= {**data, "batch_size": batch}
     return plans
@@ -158,23 +156,7 @@ def write_plans(work: Work, dataset: str, source: str, name: str, network: Mappi
     _write(work.preprocessed / dataset / f"{name}.json", plans)
 
 
-def described(plans: dict[str, Any], batch: int) -> dict[str, Any]:
-    """What a reader wants to know of plans."""
-    configuration = plans["configurations"][CONFIGURATION]
-    architecture = configuration["architecture"]
-    return {
-        "plans": plans["plans_name"],
-        "network": architecture["network_class_name"],
-        "patch_size": configuration["patch_size"],
-        "batch_size": batch,
-        "planned_batch_size": configuration["batch_size"],
-        "batch_dice": configuration["batch_dice"],
-        "spacing": configuration["spacing"],
-        **{key: architecture["arch_kwargs"][key] for key in ("strides", "kernel_sizes", "features_per_stage")},
-    }
-
-
-def _copy(source: Path, target: Path, cases: Sequence[str], ending: str) -> Path:
+def _copy(source: Path, target: Path, cases: Sequence[str], ending: str) -> None:
     """The files of these cases and no others.
 
     Raises:
@@ -189,7 +171,6 @@ def _copy(source: Path, target: Path, cases: Sequence[str], ending: str) -> Path
             raise FileNotFoundError(f"splits.json names {case}, but there is no {source / (case + ending)}")
         for file in files:
             shutil.copy(file, target)
-    return target
 
 
 def _read(file: Path) -> dict[str, Any]:

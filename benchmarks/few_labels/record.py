@@ -1,18 +1,19 @@
-"""What is kept of a finished run: all that tables, plots and the repository need, and no path of the machine."""
+"""What is kept of a finished run: the rows of all tables, its recipe and log, and no path of the machine."""
 
 import hashlib
 import json
 import math
 import subprocess
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.few_labels.arms import STOCK, Pretraining, Run
-from benchmarks.few_labels.layer_changes import layer_changes
+from benchmarks.few_labels.arms import ARMS, STOCK, Pretraining, Run
 from benchmarks.few_labels.log_lines import key_lines
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.work import ROOT, Work
@@ -21,12 +22,13 @@ from hyspark_nnunet import __version__
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.training.checkpoint_folder import FINAL
+from hyspark_nnunet.training.optimization import layer_of
 
-Record = dict[str, Any]
+Row = dict[str, Any]
 
 
-def keep_pretraining(work: Work, settings: Settings, threads: int, pretraining: Pretraining, folder: Path) -> Record:
-    """Writes and returns the record of a pre-training.
+def keep_pretraining(work: Work, settings: Settings, threads: int, pretraining: Pretraining, folder: Path) -> None:
+    """Writes the record of a pre-training.
 
     Args:
         work: where it is kept.
@@ -35,23 +37,27 @@ def keep_pretraining(work: Work, settings: Settings, threads: int, pretraining: 
         pretraining: which.
         folder: of its fold.
     """
-    history, steps = _checkpoint(folder)["logging"], pretraining.epochs(settings) * settings.pretrain_iterations
-    keys = {"train_loss": "train_losses", "val_loss": "val_losses"}
-    about = {
-        "pretraining": pretraining.name,
-        "epochs": pretraining.epochs(settings),
-        "steps": steps,
+    history, per_epoch = _checkpoint(folder)["logging"], settings.pretrain_iterations
+    about = {"pretraining": pretraining.name}
+    curve = _curve(about, history, per_epoch, {"train_loss": "train_losses", "val_loss": "val_losses"})
+    summary = {
+        **about,
+        "epochs": len(curve),
+        "steps": curve[-1]["steps"],
+        "first loss": curve[0]["val_loss"],
+        "last loss": curve[-1]["val_loss"],
+        "loss of whole cases": f"{_read(folder / 'validation' / 'summary.json')['mean']['reconstruction_loss']:.4f}",
+        **_circumstances(work, settings, threads, pretraining.run, history),
         "weights": fingerprint_of(folder / FINAL),
-        "reconstruction_loss": _read(folder / "validation" / "summary.json")["mean"]["reconstruction_loss"],
-        "recipe": _read(folder / "recipe.json"),
     }
-    return _keep(work, pretraining.run, about | _of_any(work, settings, threads, pretraining.run, history, keys))
+    tables = {"pretrainings": [summary], "pretraining": curve}
+    _keep(work, pretraining.run, pretraining.run, tables, _read(folder / "recipe.json"))
 
 
 def keep_run(
     work: Work, settings: Settings, threads: int, run: Run, folder: Path, scores: Path, weights: Path | None
-) -> Record:
-    """Writes and returns the record of a training with labels.
+) -> float:
+    """Writes the record of a training with labels; returns its Dice.
 
     Args:
         work: where it is kept.
@@ -62,21 +68,29 @@ def keep_run(
         scores: what nnUNetv2_evaluate_folder has written.
         weights: checkpoint of the pre-training that it started from; None: it started from random weights.
     """
-    keys = {"train_loss": "train_losses", "val_dice": "mean_fg_dice"}
-    checkpoint = _checkpoint(folder)
-    about = {
-        "arm": run.arm.name,
-        "labels": run.labels,
-        "seed": run.seed,
+    checkpoint, about = _checkpoint(folder), {"arm": run.arm.name, "labels": run.labels, "seed": run.seed}
+    history, per_epoch = checkpoint["logging"], settings.finetune_iterations
+    curve = _curve(about, history, per_epoch, {"train_loss": "train_losses", "val_dice": "mean_fg_dice"})
+    dice = dice_by_case(_read(scores))
+    recipe = run.arm.variables(settings, run.seed) if run.arm.family == STOCK else _read(folder / "recipe.json")
+    recipe |= {"peak_rates": _peak_rates(checkpoint)}
+    cases = [{**about, "case": case, **_means([labels])} for case, labels in sorted(dice.items())]
+    row = {
+        **about,
         "fold": run.fold,
-        "steps": run.arm.epochs(settings) * settings.finetune_iterations,
-        "dice": _dice_by_case(_read(scores)),
-        "starts_from": "" if weights is None else fingerprint_of(weights),
-        "changes": {} if weights is None else _changes(weights, folder / FINAL),
-        "recipe": run.arm.variables(settings, run.seed) if run.arm.family == STOCK else _read(folder / "recipe.json"),
-        "peak_rates": _peak_rates(checkpoint),
+        **_means(list(dice.values())),
+        "steps": curve[-1]["steps"],
+        **_circumstances(work, settings, threads, run.name, history),
+        "starts from": "" if weights is None else fingerprint_of(weights),
+        "trained by": digest_of(recipe),
     }
-    return _keep(work, run.name, about | _of_any(work, settings, threads, run.name, checkpoint["logging"], keys))
+    before, after = (read_weights(file).state for file in (weights, folder / FINAL)) if weights else ({}, {})
+    changes = [
+        {**about, "layer": layer, "change": f"{change:.3g}"} for layer, change in layer_changes(before, after).items()
+    ]
+    tables = {"runs" if run.arm.name in ARMS else "ablations": [row], "cases": cases, "curves": curve}
+    _keep(work, run.name, run.arm.name, {**tables, "changes": changes}, recipe)
+    return float(row["dice"])
 
 
 def fingerprint_of(file: Path) -> str:
@@ -84,29 +98,71 @@ def fingerprint_of(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def mean_dice(by_case: Mapping[str, Mapping[str, float]]) -> float:
-    """Mean over labels of the mean over cases, as nnU-Net averages.
+def digest_of(recipe: Mapping[str, Any]) -> str:
+    """A number for all that a recipe says but the seed; ``layer_decay`` counts by the rates it gave."""
+    fields = {name: value for name, value in recipe.get("recipe", recipe).items() if "seed" not in name.lower()}
+    fields |= {"layer_decay": None, "peak_rates": recipe["peak_rates"]}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def dice_by_case(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Dice by case and label, from what nnU-Net has written."""
+    return {
+        Path(entry["prediction_file"]).name.split(".")[0]: {
+            label: metrics["Dice"] for label, metrics in entry["metrics"].items()
+        }
+        for entry in scores["metric_per_case"]
+    }
+
+
+def layer_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """Per layer of the encoder, the norm of the change of its weights in parts of the norm they had.
 
     Args:
-        by_case: Dice by case and label.
+        before: weights of a network of ours; norms and biases, of one dimension, are left out.
+        after: of the same names and shapes where they are in both.
     """
-    labels = next(iter(by_case.values()))
-    return sum(sum(case[label] for case in by_case.values()) / len(by_case) for label in labels) / len(labels)
+    moved: dict[str, float] = defaultdict(float)
+    had: dict[str, float] = defaultdict(float)
+    for name, weights in after.items():
+        if name.startswith("encoder.") and weights.ndim > 1 and name in before:
+            moved[layer_of(name)] += float((weights - before[name]).double().square().sum())
+            had[layer_of(name)] += float(before[name].double().square().sum())
+    return {layer: (moved[layer] / had[layer]) ** 0.5 for layer in moved}
 
 
-def _of_any(
-    work: Work, settings: Settings, threads: int, name: str, history: Mapping[str, list[Any]], keys: Mapping[str, str]
-) -> Record:
+def _means(dice: list[dict[str, float]]) -> Row:
+    """Mean over labels of the mean over cases, as nnU-Net averages, and each label's."""
+    means = {label: sum(case[label] for case in dice) / len(dice) for label in sorted(dice[0])}
+    labels = {f"dice_{label}": f"{mean:.5f}" for label, mean in means.items()}
+    return {"dice": f"{sum(means.values()) / len(means):.5f}", **labels}
+
+
+def _curve(about: Row, history: Mapping[str, list[Any]], per_epoch: int, keys: Mapping[str, str]) -> list[Row]:
+    """A row per epoch."""
+    epochs = range(1, len(history["train_losses"]) + 1)
+    numbers = [{name: _number(history[key][epoch - 1]) for name, key in keys.items()} for epoch in epochs]
+    return [{**about, "epoch": epoch, "steps": epoch * per_epoch, **numbers[epoch - 1]} for epoch in epochs]
+
+
+def _number(value: float) -> float | str:
+    return round(float(value), 5) if math.isfinite(value) else ""
+
+
+def _circumstances(work: Work, settings: Settings, threads: int, name: str, history: Mapping[str, list[Any]]) -> Row:
+    """Times (of epochs with their validation; CPU time of all commands of a run, with the last validation), origin."""
+    pairs = zip(history["epoch_start_timestamps"], history["epoch_end_timestamps"], strict=True)
+    spent = work.cpu_seconds(name).read_text(encoding="utf-8").split()
+    begun = work.log(name).read_text(encoding="utf-8", errors="replace").count("\n$ ")
     return {
-        "seconds": _seconds(history),
-        "cpu_seconds": _cpu_seconds(work, name),
+        "seconds": round(float(sum(end - start for start, end in pairs)), 1),
+        # a command whose benchmark was killed left no time
+        "CPU seconds": round(sum(map(float, spent)), 1) if len(spent) == begun else "",
         "commit": _commit(),
         "hyspark_nnunet": __version__,
         "nnunetv2": version("nnunetv2"),
         "torch": torch.__version__,
         "machine": machine(torch.device(settings.device), threads),
-        "curve": _curve(history, keys),
-        "log": key_lines(work.log(name), work),
     }
 
 
@@ -123,58 +179,20 @@ def _peak_rates(checkpoint: Mapping[str, Any]) -> dict[str, float]:
     return {str(group.get("name", number)): float(f"{group['initial_lr']:.6g}") for number, group in enumerate(groups)}
 
 
-def _changes(before: Path, after: Path) -> dict[str, float]:
-    changes = layer_changes(read_weights(before).state, read_weights(after).state)
-    return {layer: float(f"{change:.3g}") for layer, change in changes.items()}
-
-
-def _seconds(history: Mapping[str, list[Any]]) -> float:
-    """Of all epochs, with their validation; what an interruption cost is not counted."""
-    pairs = zip(history["epoch_start_timestamps"], history["epoch_end_timestamps"], strict=True)
-    return round(float(sum(end - start for start, end in pairs)), 1)
-
-
-def _cpu_seconds(work: Work, name: str) -> float:
-    """Of all commands of a run, with the last validation: what else the machine did does not count."""
-    return round(sum(map(float, work.cpu_seconds(name).read_text(encoding="utf-8").split())), 1)
-
-
-def _curve(history: Mapping[str, list[Any]], keys: Mapping[str, str]) -> list[dict[str, float | None]]:
-    """A value per epoch and name; None where there is none."""
-    epochs = range(len(history["train_losses"]))
-    missing = [math.nan] * len(epochs)
-    return [{name: _number(history.get(key, missing)[epoch]) for name, key in keys.items()} for epoch in epochs]
-
-
-def _number(value: float) -> float | None:
-    return round(float(value), 5) if math.isfinite(value) else None
-
-
-def _dice_by_case(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {
-        Path(entry["prediction_file"]).name.removesuffix(".nii.gz"): {
-            label: metrics["Dice"] for label, metrics in entry["metrics"].items()
-        }
-        for entry in scores["metric_per_case"]
-    }
-
-
 def _commit() -> str:
     """The commit of this repository, with "+" where its code was changed; "unknown" outside of a repository."""
     git = ("git", "-C", str(ROOT))
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode:
-        return "unknown"
     code = ("hyspark_nnunet", "benchmarks/few_labels/*.py")
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], check=False)
-    return head.stdout.strip() + ("+" if changed.returncode else "")
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], capture_output=True, check=False)
+    return "unknown" if head.returncode else head.stdout.strip() + ("+" if changed.returncode else "")
 
 
-def _keep(work: Work, name: str, record: Record) -> Record:
+def _keep(work: Work, name: str, recipe_name: str, tables: Mapping[str, list[Row]], recipe: Row) -> None:
+    record = {"name": name, "tables": tables, "recipe_name": recipe_name, "recipe": recipe}
     with replacing(work.record(name)) as beside:
-        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return record
+        beside.write_text(json.dumps({**record, "log": key_lines(work.log(name), work)}, indent=1) + "\n")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Row:
     return json.loads(file.read_text(encoding="utf-8"))

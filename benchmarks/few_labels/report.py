@@ -1,7 +1,7 @@
 """Writes the results into the documentation: tables between the markers of both pages on results, and the plots."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,34 +9,20 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
-from benchmarks.few_labels.ablations import (
-    HALF_THE_STEPS,
-    SCRATCH,
-    THREE_TIMES_THE_STEPS,
-    TWICE_THE_STEPS,
-    compared_with,
-)
+from benchmarks.few_labels.ablations import ABLATIONS, HALF_THE_STEPS, LENGTHS, SCRATCH, compared_with
 from benchmarks.few_labels.arms import ARMS, REFERENCE
-from benchmarks.few_labels.comparison import (
-    SMOOTHED_OVER,
-    Difference,
-    late_rise,
-    paired_difference,
-    share_to_reach,
-    smoothed,
-)
-from benchmarks.few_labels.results import FOLDER, Results, Row
+from benchmarks.few_labels.comparison import SMOOTHED_OVER, late_rise, paired_difference, share_to_reach, smoothed
+from benchmarks.few_labels.results import FOLDER, Results
 from benchmarks.few_labels.work import ROOT
 
 DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "results_appendix.md"))
 IMAGES = ROOT / "docs" / "images"
-PLOT, PRETRAINING_PLOT = IMAGES / "few_labels.png", IMAGES / "few_labels_pretraining.png"
-MARKER = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+# a table of the results, or of a folder in them
+MARKER = re.compile(r"(<!-- results: (\w+)(?: of (\w+))? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 # fine-tunings that differ in the learning rates of the encoder's layers and in their length
-OF_LAYERS = re.compile(rf"({HALF_THE_STEPS}|({HALF_THE_STEPS}_)?layer_decay_[\d.]+)")
-LABELS = (5, 10, 20)
-NOT_RUN = "*Not run yet.*\n"
+OF_LAYERS = re.compile(rf"pretrained|{HALF_THE_STEPS}|({HALF_THE_STEPS}_)?layer_decay_[\d.]+")
 NAMES = {
     "pretrained": "pre-trained",
     "scratch": "from scratch",
@@ -45,195 +31,151 @@ NAMES = {
     "stock": "stock nnU-Net",
 }
 COLOURS = dict(zip(NAMES, ("tab:blue", "tab:orange", "tab:green", "tab:red", "0.5"), strict=True))
-
-# pre-trained and from scratch, for each length of fine-tuning; the benchmark's default length first
-Pair = tuple[str, str]
-OWN_LENGTH: Pair = ("pretrained", "scratch")
-HALF, TWICE, THREE_TIMES = ((name, name + SCRATCH) for name in (HALF_THE_STEPS, TWICE_THE_STEPS, THREE_TIMES_THE_STEPS))
-LENGTHS: Sequence[Pair] = (OWN_LENGTH, HALF, TWICE, THREE_TIMES)
-# lengths for which the goal is checked, each with the pair that trains half as long
-GOAL_AT: Mapping[Pair, Pair | None] = {OWN_LENGTH: HALF, TWICE: OWN_LENGTH, THREE_TIMES: None}
-
-# the goal of the benchmark, in Dice points and shares of the steps
-GAIN, GAIN_AT = 2.0, (5, 10)
-NO_LOSS_AT = 20
-STEPS = 0.5
+OWN_LENGTHS = [("pretrained", "scratch"), ("spark_pretrained", "spark_scratch")]
+# pre-trained and from scratch, for each length of fine-tuning
+PAIRS = [*OWN_LENGTHS, *((name, name + SCRATCH) for name in LENGTHS)]
 # scratch has reached its plateau where its smoothed curve rises by less in the last epochs
 PLATEAU = 1.0
 
 
-def with_results(text: str, results: Results) -> str:
+def with_results(text: str, folder: Path) -> str:
     """The document with the tables of the results.
 
     Raises:
         KeyError: a marker names no table.
     """
-    return MARKER.sub(lambda match: match[1] + TABLES[match[2]](results) + match[3], text)
+    return MARKER.sub(lambda m: m[1] + TABLES[m[2]](Results(folder / m[3] if m[3] else folder)) + m[4], text)
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, or ``NOT_RUN`` if there are no rows."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" if rows else NOT_RUN
+def markdown(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; "-" in empty cells."""
+    head = list(columns)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(str(cell) or '-' for cell in line)} |\n" for line in lines)
 
 
 def dice_table(results: Results) -> str:
     """Mean and range over seeds, per arm and number of labels."""
-    rows = []
-    for arm in ARMS:
-        cells = []
-        for labels in LABELS:
-            seeds = results.seeds(labels, arm)
-            means = results.dice(arm, labels, seeds).mean(1) if seeds else np.array([])
-            cells.append(f"{_mean_and_range(means)}, {len(seeds)}" if seeds else "")
-        if any(cells):
-            rows.append([NAMES[arm], *(cell or "-" for cell in cells)])
-    return markdown(["Dice, mean (range), seeds", *(f"{labels} labelled" for labels in LABELS)], rows)
+    rows = [[NAMES[arm], *(_dice(results, arm, labels) for labels in results.labels)] for arm in _arms(results)]
+    return markdown(["Dice, mean (range), seeds", *(f"{labels} labelled" for labels in results.labels)], rows)
 
 
 def seed_table(results: Results) -> str:
     """The Dice of every seed, from which the means are computed."""
-    rows = []
-    arms = [arm for arm in ARMS if any(results.seeds(labels, arm) for labels in LABELS)]
-    for labels in LABELS:
-        found = {arm: results.seeds(labels, arm) for arm in arms}
-        for seed in sorted(set().union(*found.values())):
-            cells = [
-                f"{results.dice(arm, labels, [seed]).mean():.1f}" if seed in seeds else "-"
-                for arm, seeds in found.items()
-            ]
-            rows.append([str(labels), str(seed), *cells])
+    arms = _arms(results)
+    cells = results.runs[results.runs["arm"].isin(arms)].pivot(index=["labels", "seed"], columns="arm", values="dice")
+    rows = [
+        [*run, *("" if np.isnan(x) else f"{x:.1f}" for x in row)]
+        for run, row in zip(cells.index, cells[arms].values, strict=True)
+    ]
     return markdown(["labelled", "seed", *(NAMES[arm] for arm in arms)], rows)
 
 
 def difference_table(results: Results) -> str:
     """Paired differences between the arms."""
+    rows = [
+        [labels, NAMES[first], NAMES[other], len(seeds), _difference(results, labels, first, other, seeds)]
+        for labels in results.labels
+        for first, scratch in OWN_LENGTHS
+        for other in (scratch, "stock")
+        if (seeds := results.seeds(labels, first, other))
+    ]
+    return markdown(["labelled", "arm", "minus", "seeds", "difference [95 % interval]"], rows)
+
+
+def cost_table(results: Results) -> str:
+    """Dice and CPU time, the pre-training's share in it for one fine-tuning and for ten."""
+    pretrainings = results.table("pretrainings").set_index("weights")
     rows = []
-    for labels in LABELS:
-        for other in ("scratch", "stock"):
-            seeds = results.seeds(labels, "pretrained", other)
-            if seeds:
-                found = _difference(results, labels, "pretrained", other, seeds)
-                rows.append([str(labels), NAMES[other], str(len(seeds)), _interval(found)])
-    return markdown(["labelled", "pre-trained minus", "seeds", "difference [95 % interval]"], rows)
+    for arm in _arms(results):
+        for (labels, steps), of_arm in results.runs[results.runs["arm"] == arm].groupby(["labels", "steps"]):
+            weights = of_arm["starts from"].iloc[0]
+            before = pretrainings.loc[weights] if weights else None
+            own, shared = _minutes(of_arm["CPU seconds"]), 0 if before is None else _minutes([before["CPU seconds"]])
+            cells = [
+                labels,
+                len(of_arm),
+                "" if before is None else before["steps"],
+                steps,
+                f"{of_arm['dice'].mean():.1f}",
+            ]
+            rows.append([NAMES[arm], *cells, *(f"{minutes:.0f}" for minutes in (own, own + shared, own + shared / 10))])
+    columns = ["arm", "labelled", "seeds", "steps of pre-training", "steps", "Dice", "CPU minutes"]
+    return markdown([*columns, "with pre-training", "with a tenth of it"], rows)
 
 
 def steps_table(results: Results) -> str:
     """How soon the pre-trained arm reaches scratch's final Dice, and whether scratch has reached its plateau."""
     rows = []
-    for labels, steps, pair, seeds in _by_length(results, LENGTHS):
-        shares = [f"{share:.0%}" if np.isfinite(share) else "never" for share in _shares(results, labels, seeds, pair)]
-        rise = _scratch_rise(results, labels, seeds, pair)
-        plateau = ["-", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
-        rows.append([str(labels), str(steps), ", ".join(shares), *plateau])
-    columns = [
-        "labelled",
-        "steps",
-        "steps to scratch's final Dice, per seed",
-        f"scratch in its last {SMOOTHED_OVER} epochs",
-        "at its plateau",
-    ]
-    return markdown(columns, rows)
-
-
-def goal_table(results: Results) -> str:
-    """The goal, number by number."""
-    rows = []
-    for labels, steps, pair, seeds in _by_length(results, tuple(GOAL_AT)):
-        where = f"{labels} labels, {steps} steps"
-        found = _difference(results, labels, *pair, seeds)
-        if labels in GAIN_AT:
-            plateau = _scratch_rise(results, labels, seeds, pair) < PLATEAU
-            met = found.mean >= GAIN
-            verdict = "no" if not met else "yes" if plateau else "not decided: scratch is not at its plateau"
-            rows.append(
-                [f"{where}: {GAIN:+.1f} points or more", f"{found.mean:+.1f}{_of_all(results, labels, seeds)}", verdict]
-            )
-        if labels == NO_LOSS_AT:
-            verdict = "yes" if found.mean >= 0 else "no, but within the interval" if found.high >= 0 else "no"
-            rows.append([f"{where}: no loss", f"{found.mean:+.1f}{_of_all(results, labels, seeds)}", verdict])
-        share = float(np.median(_shares(results, labels, seeds, pair)))
-        measured = f"{share:.0%}" if np.isfinite(share) else "never"
-        rows.append(
-            [
-                f"{where}: scratch's final Dice in at most {STEPS:.0%} of the steps (median of seeds)",
-                measured + _of_all(results, labels, seeds),
-                "yes" if share <= STEPS else "no",
-            ]
-        )
-        shorter = GOAL_AT[pair]
-        if shorter and (halved := results.seeds(labels, shorter[0], pair[1])):
-            found = _difference(results, labels, shorter[0], pair[1], halved)
-            goal = f"{where}: trained half as long, no worse than scratch trained in full"
-            rows.append(
-                [goal, f"{found.mean:+.1f}{_of_all(results, labels, halved)}", "yes" if found.mean >= 0 else "no"]
-            )
-    return markdown(["goal", "measured", "met"], rows)
+    for network, labels, steps, pair, seeds in _by_length(results):
+        curves = [[results.curve(arm, labels, seed)[1] for arm in pair] for seed in seeds]
+        shares = [share_to_reach(pretrained, smoothed(scratch)[-1]) for pretrained, scratch in curves]
+        shown = ", ".join(f"{share:.0%}" if np.isfinite(share) else "never" for share in shares)
+        rise = late_rise([scratch for _, scratch in curves])
+        plateau = ["", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
+        rows.append([network, labels, steps, shown, *plateau])
+    columns = ["network", "labelled", "steps", "steps to scratch's final Dice, per seed"]
+    return markdown([*columns, f"scratch in its last {SMOOTHED_OVER} epochs", "at its plateau"], rows)
 
 
 def lengths_table(results: Results) -> str:
     """The gain from pre-training for shorter and longer fine-tuning."""
     rows = []
-    for labels, steps, pair, seeds in _by_length(results, LENGTHS):
-        dice = [results.dice(arm, labels, seeds) for arm in pair]
-        means = [of_arm.mean(1) for of_arm in dice]
+    for network, labels, steps, pair, seeds in _by_length(results):
+        means = [results.dice(arm, labels, seeds).mean(1) for arm in pair]
         by_seed = ", ".join(f"{gain:+.1f}" for gain in means[0] - means[1])
-        difference = _interval(paired_difference(*dice))
-        rows.append([str(labels), str(steps), *map(_mean_and_range, means), by_seed, difference])
-    columns = ["labelled", "steps", "pre-trained", "from scratch", "difference per seed", "mean [95 % interval]"]
-    return markdown(columns, rows)
+        difference = _difference(results, labels, *pair, seeds)
+        rows.append([network, labels, steps, *map(_mean_and_range, means), by_seed, difference])
+    columns = ["network", "labelled", "steps", "pre-trained", "from scratch", "difference per seed"]
+    return markdown([*columns, "mean [95 % interval]"], rows)
 
 
 def pretraining_table(results: Results) -> str:
-    """What pre-training reached."""
+    """What pre-training reached; the first results have a linear probe, too."""
     columns = ["pretraining", "steps", "first loss", "last loss", "loss of whole cases", "probe before", "last probe"]
-    return markdown(columns, [[row.get(column) or "-" for column in columns] for row in results.rows("pretrainings")])
+    table = results.table("pretrainings")
+    shown = table[table.columns.intersection(columns, sort=False)]
+    return markdown(shown.columns, shown.values)
 
 
 def ablation_table(results: Results) -> str:
     """Each ablation compared with the training that differs in one setting, on the same seeds and cases."""
     rows = []
-    for name, labels in results.ablations():
-        seeds = results.seeds(labels, name)
-        reference = compared_with(name)
-        shared = results.seeds(labels, name, reference)
-        difference = _interval(_difference(results, labels, name, reference, shared)) if shared else "-"
-        dice = _mean_and_range(results.dice(name, labels, seeds).mean(1))
-        rows.append([name, str(labels), str(len(seeds)), dice, NAMES.get(reference, reference), difference])
+    for arm, labels in dict.fromkeys(results.table("ablations")[["arm", "labels"]].itertuples(index=False, name=None)):
+        seeds, reference = results.seeds(labels, arm), compared_with(arm)
+        shared = results.seeds(labels, arm, reference)
+        difference = _difference(results, labels, arm, reference, shared) if shared else ""
+        dice = _mean_and_range(results.dice(arm, labels, seeds).mean(1))
+        rows.append([arm, labels, len(seeds), dice, NAMES.get(reference, reference), difference])
     columns = ["ablation", "labelled", "seeds", "Dice, mean over seeds (range)", "minus", "difference [95 % interval]"]
     return markdown(columns, rows)
 
 
 def changes_table(results: Results) -> str:
     """How far each encoder layer moves in fine-tunings that differ only in the layers' learning rates."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in results.rows("changes"):
-        if int(row["labels"]) == LABELS[0] and (row["arm"] == "pretrained" or OF_LAYERS.fullmatch(row["arm"])):
-            found.setdefault(row["arm"], {}).setdefault(row["layer"], []).append(float(row["change"]))
-    layers = list(dict.fromkeys(layer for of_arm in found.values() for layer in of_arm))
+    table = results.table("changes")
+    table = table[(table["labels"] == results.labels[0]) & table["arm"].map(OF_LAYERS.fullmatch).notna()]
+    means = table.assign(change=table["change"].astype(float)).pivot_table("change", "arm", "layer", sort=False)
+    seeds = table.groupby("arm")["seed"].nunique()
     rows = [
-        [NAMES.get(arm, arm), str(max(map(len, of_arm.values()))), *(f"{np.mean(of_arm[name]):.2f}" for name in layers)]
-        for arm, of_arm in found.items()
+        [NAMES.get(arm, arm), seeds[arm], *(f"{x:.2f}" for x in row)]
+        for arm, row in zip(means.index, means.values, strict=True)
     ]
-    return markdown(["fine-tuning", "seeds", *layers], rows)
+    return markdown(["fine-tuning", "seeds", *means.columns], rows)
 
 
 def provenance(results: Results) -> str:
     """Commits, versions and machines of the runs."""
-    rows = results.rows("runs")
     columns = ["commit", "hyspark_nnunet", "nnunetv2", "machine"]
-    counted = dict.fromkeys(tuple(row[column] for column in columns) for row in rows)
-    return markdown(
-        [*columns, "runs"],
-        [[*key, str(sum(tuple(row[c] for c in columns) == key for row in rows))] for key in counted],
-    )
+    counted = results.table("runs").groupby(columns, sort=False).size()
+    return markdown([*columns, "runs"], [[*key, n] for key, n in counted.items()])
 
 
 TABLES: Mapping[str, Callable[[Results], str]] = {
-    "goal": goal_table,
     "dice": dice_table,
     "seeds": seed_table,
     "differences": difference_table,
+    "costs": cost_table,
     "steps": steps_table,
     "lengths": lengths_table,
     "pretraining": pretraining_table,
@@ -243,90 +185,77 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
 }
 
 
-def _by_length(results: Results, pairs: Sequence[Pair]) -> list[tuple[int, int, Pair, list[int]]]:
-    """Number of labels, steps, arms, and the seeds that both arms have finished; sorted."""
-    found = [(labels, pair, results.seeds(labels, *pair)) for labels in LABELS for pair in pairs]
-    return sorted(
-        (labels, results.curve(pair[0], labels, seeds[0])[0][-1], pair, seeds) for labels, pair, seeds in found if seeds
-    )
+def _arms(results: Results) -> list[str]:
+    return [arm for arm in ARMS if arm in set(results.runs["arm"])]
 
 
-def _of_all(results: Results, labels: int, seeds: Sequence[int]) -> str:
-    """The number of these seeds, if the benchmark has more."""
-    everything = results.seeds(labels, *OWN_LENGTH)
-    return "" if len(seeds) >= len(everything) else f" ({len(seeds)} of {len(everything)} seeds)"
+def _minutes(seconds: Iterable[str]) -> float:
+    """Of CPU time; NaN where a run does not know it."""
+    return float(pd.to_numeric(pd.Series(list(seconds)), errors="coerce").mean()) / 60
 
 
-def _difference(results: Results, labels: int, first: str, second: str, seeds: Sequence[int]) -> Difference:
-    return paired_difference(results.dice(first, labels, seeds), results.dice(second, labels, seeds))
+def _by_length(results: Results) -> Iterator[tuple[str, int, int, tuple[str, str], list[int]]]:
+    """Network, number of labels, steps, arms, and the seeds that both arms have finished; sorted."""
+    found = [
+        (labels, pair, seeds) for labels in results.labels for pair in PAIRS if (seeds := results.seeds(labels, *pair))
+    ]
+    for labels, (first, second), seeds in sorted(
+        found, key=lambda f: (f[0], results.curve(f[1][0], f[0], f[2][0])[0][-1])
+    ):
+        family = (ARMS.get(first) or ABLATIONS[first]).family
+        yield family, labels, results.curve(first, labels, seeds[0])[0][-1], (first, second), seeds
 
 
-def _shares(results: Results, labels: int, seeds: Sequence[int], pair: Pair) -> list[float]:
-    """Per seed, the share of the steps after which the pre-trained arm reaches scratch's final Dice."""
-    curves = [[results.curve(arm, labels, seed)[1] for arm in pair] for seed in seeds]
-    return [share_to_reach(pretrained, smoothed(scratch)[-1]) for pretrained, scratch in curves]
-
-
-def _scratch_rise(results: Results, labels: int, seeds: Sequence[int], pair: Pair) -> float:
-    return late_rise([results.curve(pair[1], labels, seed)[1] for seed in seeds])
-
-
-def _interval(found: Difference) -> str:
+def _difference(results: Results, labels: int, first: str, second: str, seeds: Sequence[int]) -> str:
+    found = paired_difference(results.dice(first, labels, seeds), results.dice(second, labels, seeds))
     return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
+def _dice(results: Results, arm: str, labels: int) -> str:
+    seeds = results.seeds(labels, arm)
+    return f"{_mean_and_range(results.dice(arm, labels, seeds).mean(1))}, {len(seeds)}" if seeds else ""
+
+
 def _mean_and_range(values: np.ndarray) -> str:
-    return f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})" if len(values) else ""
+    return f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})"
 
 
 def plot(results: Results, path: Path) -> None:
     """Learning curves: the mean over seeds, in a band from the lowest to the highest seed."""
-    shown = [labels for labels in LABELS if any(results.seeds(labels, arm) for arm in ARMS)]
+    arms, shown = _arms(results), results.labels
     figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.6), sharey=True, squeeze=False)
     for axis, labels in zip(axes[0], shown, strict=True):
-        counts = []
-        for arm in ARMS:
-            curves = [results.curve(arm, labels, seed) for seed in results.seeds(labels, arm)]
-            if not curves:
-                continue
-            counts.append(str(len(curves)))
-            steps, values = curves[0][0], np.array([smoothed(curve) for _, curve in curves])
-            axis.plot(steps, values.mean(0), color=COLOURS[arm], label=NAMES[arm])
-            axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, linewidth=0)
-        axis.set_title(f"{labels} labelled cases; seeds: {', '.join(counts)}", fontsize=10)
-        axis.set_xlabel("steps")
-        axis.spines[["top", "right"]].set_visible(False)
+        found = {arm: [results.curve(arm, labels, seed) for seed in results.seeds(labels, arm)] for arm in arms}
+        for arm, curves in found.items():
+            steps, values = curves[0][0] if curves else [], np.array([smoothed(curve) for _, curve in curves])
+            if curves:
+                axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, linewidth=0)
+            # without values, too: the legend names arms that are not finished
+            axis.plot(steps, values.mean(0) if curves else [], color=COLOURS[arm], label=NAMES[arm])
+        counts = ", ".join(str(len(curves)) for curves in found.values())
+        axis.set_title(f"{labels} labelled cases; seeds: {counts}", fontsize=10)
     axes[0][0].set_ylabel("Dice of validation patches, points")
-    # also names arms that are not finished for some number of labels
-    named = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    axes[0][-1].legend(named.values(), named, fontsize=8, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    axes[0][-1].legend(fontsize=8, loc="lower right")
+    _save(figure, "steps", path)
 
 
-def plot_pretraining(rows: Sequence[Row], before: float | None, path: Path) -> None:
-    """The benchmark's pre-training: its losses, and the linear probe of the encoder.
-
-    Args:
-        rows: of pretraining.csv, of one pre-training.
-        before: the probe of the untrained encoder; None: not known.
-        path: of the picture.
-    """
+def plot_pretraining(results: Results, path: Path) -> None:
+    """The losses of the benchmark's pre-training, and the linear probe that the first results have."""
+    rows = results.table("pretraining").query("pretraining == @REFERENCE.name").set_index("steps")
+    starts = results.table("pretrainings").set_index("pretraining")
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
-    steps = [int(row["steps"]) for row in rows]
-    for name, label in (("train_loss", "training"), ("val_loss", "fixed patches and masks")):
-        left.plot(steps, [float(row[name]) for row in rows], label=label)
-    left.set_ylabel("reconstruction loss")
-    left.legend(fontsize=8)
-    probed = [row for row in rows if row.get("probe")]
-    right.plot([int(row["steps"]) for row in probed], [float(row["probe"]) for row in probed], marker=".")
-    if before is not None:
-        right.axhline(before, color="0.5", linestyle="--", linewidth=1, label="before the first step")
-        right.legend(fontsize=8)
-    right.set_ylabel("Dice of the linear probe")
-    for axis in (left, right):
-        axis.set_xlabel("steps of pre-training")
+    losses = rows[["train_loss", "val_loss"]].astype(float)
+    losses.set_axis(["training", "fixed patches and masks"], axis=1).plot(ax=left, ylabel="reconstruction loss")
+    pd.to_numeric(rows["probe"]).dropna().plot(ax=right, marker=".", label="", ylabel="Dice of the linear probe")
+    start = float(starts.loc[REFERENCE.name, "probe before"])
+    right.axhline(start, color="0.5", linestyle="--", linewidth=1, label="before the first step")
+    right.legend(fontsize=8)
+    _save(figure, "steps of pre-training", path)
+
+
+def _save(figure: plt.Figure, label: str, path: Path) -> None:
+    for axis in figure.axes:
+        axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -334,17 +263,9 @@ def plot_pretraining(rows: Sequence[Row], before: float | None, path: Path) -> N
 
 
 def write_report() -> None:
-    """Writes the tables, and the plots where there are results."""
-    results = Results(FOLDER)
+    """Writes the tables and the plots."""
     for document in DOCUMENTS:
-        document.write_text(with_results(document.read_text(encoding="utf-8"), results), encoding="utf-8")
+        document.write_text(with_results(document.read_text(encoding="utf-8"), FOLDER), encoding="utf-8")
         print(f"{document.relative_to(ROOT)} is written")
-    if results.rows("runs"):
-        plot(results, PLOT)
-        print(f"{PLOT.relative_to(ROOT)} is written")
-    rows = [row for row in results.rows("pretraining") if row["pretraining"] == REFERENCE.name]
-    if rows:
-        starts = {row["pretraining"]: row["probe before"] for row in results.rows("pretrainings")}
-        start = starts[REFERENCE.name]
-        plot_pretraining(rows, float(start) if start else None, PRETRAINING_PLOT)
-        print(f"{PRETRAINING_PLOT.relative_to(ROOT)} is written")
+    plot(Results(FOLDER), IMAGES / "few_labels.png")
+    plot_pretraining(Results(FOLDER), IMAGES / "few_labels_pretraining.png")

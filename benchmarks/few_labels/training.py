@@ -15,7 +15,7 @@ from benchmarks.few_labels.prepare import (
     UNLABELLED_ID,
     write_plans,
 )
-from benchmarks.few_labels.record import keep_pretraining, keep_run, mean_dice
+from benchmarks.few_labels.record import keep_pretraining, keep_run
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.work import Work
 from hyspark_nnunet.training.checkpoint_folder import BEST, FINAL, LATEST, PREVIOUS
@@ -34,25 +34,23 @@ def fold_folder(work: Work, settings: Settings, run: Run) -> Path:
 
 
 def pretrain(commands: Commands, settings: Settings, pretraining: Pretraining) -> None:
-    """Pre-trains on all scans without labels, unless that is done.
+    """Pre-trains on all scans without labels, unless that is done; waits where another benchmark does.
 
     Raises:
         CommandFailed: the training failed; the message has the end of its log.
     """
-    work, name = commands.work, pretraining.run
-    with alone(work, name) as lock:
-        if not _to_be_done(work, name, lock):
-            return
-        folder = pretraining_folder(work, settings, pretraining)
-        words = (UNLABELLED_ID, CONFIGURATION, "all", "-tr", pretraining.trainer, "-p", pretraining.plans(settings))
-        source = plans_of(pretraining.family, settings) + LIKE
-        write_plans(work, UNLABELLED, source, pretraining.plans(settings), pretraining.network)
-        _train(commands, settings, name, folder, words, pretraining.variables(settings), name, lock)
-        keep_pretraining(work, settings, commands.threads, pretraining, folder)
+    work, name, plans = commands.work, pretraining.run, pretraining.plans(settings)
+    with alone(work, name, wait=True) as lock:
+        if _to_be_done(work, name, lock):
+            folder = pretraining_folder(work, settings, pretraining)
+            words = (UNLABELLED_ID, CONFIGURATION, "all", "-tr", pretraining.trainer, "-p", plans)
+            write_plans(work, UNLABELLED, plans_of(pretraining.family, settings) + LIKE, plans, pretraining.network)
+            _train(commands, settings, name, folder, words, pretraining.variables(settings), name, lock)
+            keep_pretraining(work, settings, commands.threads, pretraining, folder)
 
 
 def finetune(commands: Commands, settings: Settings, run: Run) -> None:
-    """Trains with labels and scores the validation cases, unless that is done.
+    """Trains with labels and scores the validation cases, unless that is done or another benchmark is at it.
 
     nnU-Net predicts the validation cases at the end of a training, with the final weights and with mirroring; these
     predictions are scored. nnUNetv2_predict would make the same ones again.
@@ -61,42 +59,36 @@ def finetune(commands: Commands, settings: Settings, run: Run) -> None:
         CommandFailed: a command failed; the message has the end of its log.
         FileNotFoundError: the pre-training has not been done.
     """
-    work, name, arm = commands.work, run.name, run.arm
+    work, name, arm, plans = commands.work, run.name, run.arm, run.arm.plans(settings)
     with alone(work, name) as lock:
         if not _to_be_done(work, name, lock):
             return
-        folder = fold_folder(work, settings, run)
-        more: tuple[str, ...] = ()
-        weights: Path | None = None
-        if arm.pretraining is not None:
-            weights = pretraining_folder(work, settings, arm.pretraining) / FINAL
+        folder, more = fold_folder(work, settings, run), ()
+        weights = arm.pretraining and pretraining_folder(work, settings, arm.pretraining) / FINAL
+        if arm.pretraining and weights:
             if not work.record(arm.pretraining.run).is_file():
-                raise FileNotFoundError(
-                    f"{name} starts from {weights}, which is not finished: run pretrain first (of an ablation: the "
-                    "ablation's command does)"
-                )
+                raise FileNotFoundError(f"{name} starts from {weights}, which is not finished: run pretrain first")
             more = ("-pretrained_weights", str(weights))
-        words = (LABELLED_ID, CONFIGURATION, str(run.fold), "-tr", arm.trainer, "-p", arm.plans(settings))
-        write_plans(work, LABELLED, plans_of(arm.family, settings), arm.plans(settings), arm.network)
+        words = (LABELLED_ID, CONFIGURATION, str(run.fold), "-tr", arm.trainer, "-p", plans)
+        write_plans(work, LABELLED, plans_of(arm.family, settings), plans, arm.network)
         _train(commands, settings, name, folder, words, arm.variables(settings, run.seed), arm.name, lock, more)
         scores = folder / "few_labels_scores.json"
         files = ("-djfile", str(folder.parent / "dataset.json"), "-pfile", str(folder.parent / "plans.json"))
         folders = (str(work.validation_labels), str(folder / "validation"))
         command = ("nnUNetv2_evaluate_folder", *folders, *files, "-o", str(scores), "-np", "1")
         commands.run(name, command, {}, arm.name, lock)
-        record = keep_run(work, settings, commands.threads, run, folder, scores, weights)
-        print(f"{name}: Dice {100 * mean_dice(record['dice']):.1f}", flush=True)
+        dice = keep_run(work, settings, commands.threads, run, folder, scores, weights)
+        print(f"{name}: Dice {100 * dice:.1f}", flush=True)
 
 
 def _to_be_done(work: Work, name: str, lock: int | None) -> bool:
+    """Says what becomes of a run."""
+    done = work.record(name).is_file()
     if lock is None:
         print(f"{name}: another benchmark runs it; skipped", flush=True)
-    elif work.record(name).is_file():
-        print(f"{name}: already finished", flush=True)
     else:
-        print(f"{name}: starts; its output is in {work.log(name)}", flush=True)
-        return True
-    return False
+        print(f"{name}: " + ("already finished" if done else f"starts; its output is in {work.log(name)}"), flush=True)
+    return lock is not None and not done
 
 
 def _train(

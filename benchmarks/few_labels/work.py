@@ -2,49 +2,28 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINERS = Path(__file__).resolve().parent / "trainers"
-PLUGINS = ROOT / "nnunetv2_plugins"
+TRAINERS, PLUGINS = Path(__file__).resolve().parent / "trainers", ROOT / "nnunetv2_plugins"
 
 
-@dataclass(frozen=True)
 class Work:
-    """Folders of the benchmark.
+    """Folders and files of a benchmark.
 
-    Args:
-        root: of all of them.
+    Attributes:
+        raw, preprocessed: nnU-Net's.
+        validation_labels: folder of the true labels.
+        settings_file: the lengths and rates that it was begun with.
+        splits_file: ``splits.json`` of the data that it was begun with.
+        prepared_file: what was planned; written when the datasets are ready.
     """
 
-    root: Path
-
-    @property
-    def raw(self) -> Path:
-        return self.root / "nnUNet_raw"
-
-    @property
-    def preprocessed(self) -> Path:
-        return self.root / "nnUNet_preprocessed"
-
-    @property
-    def validation_labels(self) -> Path:
-        return self.root / "validation_labels"
-
-    @property
-    def settings_file(self) -> Path:
-        return self.root / "settings.json"
-
-    @property
-    def splits_file(self) -> Path:
-        """``splits.json`` of the data that the folder was begun with."""
-        return self.root / "splits.json"
-
-    @property
-    def prepared_file(self) -> Path:
-        """Written when the datasets are ready: what was planned for them."""
-        return self.root / "prepared.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.raw, self.preprocessed = root / "nnUNet_raw", root / "nnUNet_preprocessed"
+        self.validation_labels, self.splits_file = root / "validation_labels", root / "splits.json"
+        self.settings_file, self.prepared_file = root / "settings.json", root / "prepared.json"
 
     def results(self, arm: str) -> Path:
         """nnU-Net's results, a folder per arm: two arms may share trainer, plans and fold."""
@@ -54,17 +33,21 @@ class Work:
         """What is kept of a finished run; where it is missing, the run is not finished."""
         return self.root / "runs" / f"{name}.json"
 
-    def cpu_seconds(self, name: str) -> Path:
-        """A line per command of a run: the CPU seconds that it took."""
-        return self.root / "cpu_seconds" / f"{name}.txt"
-
     def log(self, name: str) -> Path:
-        """What the commands of a run have said."""
-        return self.root / "logs" / f"{name}.txt"
+        """What the commands of a run have printed."""
+        return self._file("logs", f"{name}.txt")
+
+    def cpu_seconds(self, name: str) -> Path:
+        """A line per command of a run that has ended: the CPU seconds that it took."""
+        return self._file("cpu_seconds", f"{name}.txt")
 
     def lock(self, name: str) -> Path:
         """Held by whoever is at a run."""
-        return self.root / "locks" / name
+        return self._file("locks", name)
+
+    def _file(self, folder: str, name: str) -> Path:
+        (self.root / folder).mkdir(parents=True, exist_ok=True)
+        return self.root / folder / name
 
     def environment(self, arm: str, threads: int, variables: Mapping[str, str]) -> dict[str, str]:
         """Variables of a command: nnU-Net's folders, both folders of trainers, and no recipe but the given one.
