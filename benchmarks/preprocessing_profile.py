@@ -2,11 +2,13 @@
 
     python -m benchmarks.preprocessing_profile --cases 10
 
-One process, one thread; 512 x 512 slices of 0.8 mm, 2.5 mm apart, resampled to 1.5 x 0.8 x 0.8 mm.
+One process, one thread; 512 x 512 slices of 0.8 mm, 2.5 mm apart, resampled to 1.5 x 0.8 x 0.8 mm. Once as in nnU-Net's
+command, once as in ``hyspark_nnunet preprocess``, which keeps freed memory while it works on a case.
 """
 
 import argparse
 import cProfile
+import multiprocessing
 import pstats
 import tempfile
 import time
@@ -21,6 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.measuring import machine, table
+from hyspark_nnunet.cpu_allocator import keep_freed_memory, release_freed_memory
 
 SPACING = (2.5, 0.8, 0.8)
 # steps of preprocessing: functions of nnU-Net by name
@@ -32,6 +35,7 @@ STEPS = {
     "sampling foreground": ("_sample_foreground_locations",),
     "compressing and writing": ("save_case",),
 }
+REST = "the rest"
 RESAMPLING = "resample_data_or_seg_to_shape"
 DATASET_JSON = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "body": 1}, "file_ending": ".nii.gz"}
 
@@ -85,8 +89,9 @@ def plans() -> dict[str, Any]:
     }
 
 
-def profile(cases: int, slices: int, width: int) -> tuple[dict[str, float], float]:
-    """Seconds per case of each step and of the rest; megabytes written per case."""
+def profile(cases: int, slices: int, width: int, keep: bool) -> tuple[dict[str, float], float]:
+    """Seconds per case of each step and of the rest; megabytes written per case. ``keep``: freed memory."""
+    torch.set_num_threads(1)
     manager = PlansManager(plans())
     configuration, preprocessor = manager.get_configuration("3d_fullres"), DefaultPreprocessor(verbose=False)
     profiler = cProfile.Profile()
@@ -96,18 +101,22 @@ def profile(cases: int, slices: int, width: int) -> tuple[dict[str, float], floa
         for seed in range(cases):
             image, label = write_ct(folder, seed, slices, width)
             begin = time.perf_counter()
+            if keep:
+                keep_freed_memory()
             profiler.enable()
             preprocessor.run_case_save(
                 str(folder / f"case{seed}"), [image], label, manager, configuration, DATASET_JSON
             )
             profiler.disable()
+            if keep:
+                release_freed_memory()
             seconds += time.perf_counter() - begin
         written = sum(file.stat().st_size for file in folder.glob("case*"))
     by_name: dict[str, float] = {}
     for (_, _, name), (_, _, _, cumulative, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
         by_name[name] = max(by_name.get(name, 0.0), cumulative)
     found = {step: sum(by_name.get(name, 0.0) for name in names) / cases for step, names in STEPS.items()}
-    return {**found, "the rest": seconds / cases - sum(found.values())}, written / cases / 1e6
+    return {**found, REST: seconds / cases - sum(found.values())}, written / cases / 1e6
 
 
 def main() -> None:
@@ -119,11 +128,23 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(1)
     print(machine(torch.device("cpu")))
-    steps, megabytes = profile(a.cases, a.slices, a.width)
-    total = sum(steps.values())
-    print(table([{"step": k, "s per case": f"{v:.2f}", "share": f"{v / total:.0%}"} for k, v in steps.items()]))
-    print(f"{total:.1f} s and {megabytes:.0f} MB per case of {a.slices} x {a.width} x {a.width} voxels")
-    print(f"10,000 such cases: {10_000 * total / 3600:.0f} hours of one process, {megabytes / 100:.2f} TB")
+    found = {}
+    for name, keep in (("nnU-Net's command", False), ("hyspark_nnunet preprocess", True)):
+        # a process of its own: the C library's treatment of memory belongs to a process
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[name], megabytes = pool.apply(profile, (a.cases, a.slices, a.width, keep))
+    rows = [
+        {"step": step} | {f"{name} [s per case]": f"{steps[step]:.2f}" for name, steps in found.items()}
+        for step in (*STEPS, REST)
+    ]
+    total = {name: sum(steps.values()) for name, steps in found.items()}
+    rows.append({"step": "sum"} | {f"{name} [s per case]": f"{seconds:.2f}" for name, seconds in total.items()})
+    print(table(rows))
+    print(f"{megabytes:.0f} MB per case of {a.slices} x {a.width} x {a.width} voxels")
+    for name, seconds in total.items():
+        print(
+            f"10,000 such cases, {name}: {10_000 * seconds / 3600:.0f} hours of one process, {megabytes / 100:.2f} TB"
+        )
 
 
 if __name__ == "__main__":

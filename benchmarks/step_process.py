@@ -1,6 +1,5 @@
 """One way of computing a step, in a process of its own."""
 
-import ctypes
 import gc
 import multiprocessing
 from contextlib import nullcontext
@@ -15,8 +14,8 @@ from benchmarks.measuring import PeakMemory, Phases, now
 from benchmarks.step_cases import Case, Variant
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.building_blocks.reconstruction_decoder import UpsamplingLevel
+from hyspark_nnunet.cpu_allocator import keep_freed_memory, release_freed_memory
 from hyspark_nnunet.training.loss import reconstruction_loss
-from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.runtime.precision import autocast_dtype
 
 
@@ -124,7 +123,7 @@ def _run_and_release(step: Step) -> Phases:
     step.run()
     found = step.run()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
     return found
 
 

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hyspark_nnunet"
 
 # Bottom to top; parts of one layer do not import each other
 LAYERS = (
-    ("atomic_files", "masking"),
+    ("atomic_files", "cpu_allocator", "masking"),
     ("visualisation",),
     ("building_blocks",),
     ("architectures",),

@@ -14,6 +14,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from hyspark_nnunet.atomic_files import replacing
+from hyspark_nnunet.cpu_allocator import keep_freed_memory, release_freed_memory
 from hyspark_nnunet.datasets.staging import process_runs
 from hyspark_nnunet.preprocessing.records import RecordedFolder, raw_files
 
@@ -59,10 +60,13 @@ class Outcome(NamedTuple):
 
 def preprocess_case(job: CaseJob) -> Outcome:
     """Preprocesses a case; an error is an outcome and does not end the run."""
+    keep_freed_memory()
     try:
         return Outcome(_preprocess_case(job), "")
     except (Exception, MemoryError) as error:  # whatever nnU-Net's code raises for a bad scan
         return Outcome(0, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    finally:
+        release_freed_memory()  # the peaks of different processes do not add up
 
 
 def copy_label(label: str, target: Path) -> None:

@@ -24,6 +24,7 @@ from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
+from hyspark_nnunet.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.datasets.dataset_json import without_files
 from hyspark_nnunet.datasets.preprocessed import check_holds_cases, preprocess_command
 from hyspark_nnunet.datasets.subjects import recorded_subjects, write_splits
@@ -45,7 +46,6 @@ from hyspark_nnunet.training.network_family import NetworkFamily
 from hyspark_nnunet.training.optimization import describe_groups, parameter_groups
 from hyspark_nnunet.training.pretrained_weights import route_pretrained_weights
 from hyspark_nnunet.training.resuming import check_other_folds
-from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
 from hyspark_nnunet.training.runtime.ranks import of_first_rank
 from hyspark_nnunet.training.schedules import ProgressScheduler
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C libr
 CHOICES = ("GLIBC_TUNABLES", "LD_PRELOAD")
 PROGRAM = """
 import resource, torch
-from hyspark_nnunet.training.runtime.cpu_allocator import keep_freed_memory
+from hyspark_nnunet.cpu_allocator import keep_freed_memory
 kept = keep_freed_memory()
 def touch():
     torch.ones(16 * 2**20)  # 64 MiB: above what glibc takes from its heap by default
@@ -43,3 +44,26 @@ def test_freed_memory_is_used_again() -> None:
     left, more = page_faults(MALLOC_TRIM_THRESHOLD_="131072")
     assert left == "False"
     assert more > 1000 and faults < more / 10
+
+
+RELEASING = """
+import torch
+from hyspark_nnunet.cpu_allocator import keep_freed_memory, release_freed_memory
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+keep_freed_memory()
+torch.ones(64 * 2**20)
+kept = resident()
+release_freed_memory()
+print(kept - resident())
+"""
+
+
+@glibc
+def test_kept_memory_is_released() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RELEASING], env=_environment(), capture_output=True, text=True, check=True
+    )
+    pages = 256 * 2**20 / resource.getpagesize()
+    assert int(done.stdout) > 0.9 * pages

@@ -1,7 +1,8 @@
 """Prevents the C library from returning large blocks to the system after every operation.
 
 By default glibc maps each large block separately and unmaps it when it is freed. The system then fills every activation
-of every step with zeros, page by page. On a CPU this can take as long as the convolutions (docs/performance.md).
+of every step with zeros, page by page. On a CPU this can take as long as the convolutions, and in preprocessing longer
+than the resampling (docs/performance.md).
 """
 
 import ctypes
@@ -25,3 +26,9 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def release_freed_memory() -> None:
+    """Gives freed memory back to the system, so that other processes can use it. Nothing where glibc is not there."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
