@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # loading a network does not import nnU-Net
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 
+# of a plan's configuration, as nnU-Net names them
+ARCHITECTURE = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+
+
 class NetworkPlan(NamedTuple):
     """A network as a plan has it.
 
@@ -72,13 +76,12 @@ def plan_in(rest: Mapping[str, Any]) -> NetworkPlan | None:
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
         return by_configuration(PlansManager(copy.deepcopy(dict(plans))).get_configuration(name))
-    architecture = settings["architecture"]
+    architecture, patch_size, spacing = settings["architecture"], settings.get("patch_size"), settings.get("spacing")
+    if not isinstance(architecture, Mapping) or not {*ARCHITECTURE} <= {*architecture}:
+        return None
+    class_name, arguments, requires_import = (architecture[key] for key in ARCHITECTURE)
     return NetworkPlan(
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        list(settings["patch_size"]),
-        list(settings["spacing"]),
+        class_name, arguments, requires_import, patch_size and list(patch_size), spacing and list(spacing)
     )
 
 

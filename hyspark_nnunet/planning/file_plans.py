@@ -121,7 +121,9 @@ def _complete_plans(weights: SourceWeights, network: str | None) -> dict[str, An
         network: of nnU-Net's, which the plans must name; None: the network is HySparK's, which any plans serve.
     """
     plan = plan_in(weights.rest)
-    if plan is None or network and not plan.class_name.endswith(f".{network}"):
+    if plan is None or not plan.patch_size or not plan.spacing:
+        return None
+    if network and not plan.class_name.endswith(f".{network}"):
         return None
     plans: Mapping[str, Any] = weights.rest["init_args"]["plans"]
     return {key: value for key, value in copy.deepcopy(dict(plans)).items() if key != "continue_training"}

@@ -174,3 +174,14 @@ def test_a_configuration_inherits_from_others() -> None:
     found = plan_in({"init_args": {"plans": plans, "configuration": "finer"}})
     expected = by_configuration(PlansManager(copy.deepcopy(plans)).get_configuration("finer"))
     assert found == expected and found.spacing == [0.5] * 3
+
+
+def test_plans_of_other_programs_may_say_less() -> None:
+    plans = plans_of("PlainConvUNet")
+    settings = plans["configurations"]["3d_fullres"]
+    del settings["spacing"], settings["patch_size"]
+    rest = {"init_args": {"plans": plans, "configuration": "3d_fullres"}}
+    found = plan_in(rest)
+    assert found is not None and (found.patch_size, found.spacing) == (None, None)
+    settings["architecture"] = {"name": "another form"}
+    assert plan_in(rest) is None
