@@ -206,8 +206,15 @@ class TestContinuing:
         for file in (work.root / "data" / "splits.json", work.splits_file):
             write_splits(file)
         work.prepared_file.write_text("{}")
-        monkeypatch.setattr("benchmarks.few_labels.__main__.collect", lambda work, to, quietly: None)
         words = ["run", "--work", str(work.root), "--data", str(work.root / "data"), "--labels", "5", "--seeds", "1"]
+        other = Work(work.root / "other")
+        other.root.mkdir()
+        for file in (work.splits_file, work.prepared_file):
+            (other.root / file.name).write_bytes(file.read_bytes())
+        with alone(other, "scratch_labels5_seed1"):
+            assert main([*words, "--work", str(other.root), "--arms", "scratch"]) == 0
+        assert "scratch_labels5_seed1: another benchmark runs it" in capsys.readouterr().out
+        monkeypatch.setattr("benchmarks.few_labels.__main__.collect", lambda work, to, quietly: None)
         assert main([*words, "--arms", "pretrained"]) == 0
         assert not (work.root / "nnUNet_results").exists()
         write_splits(work.splits_file, pretrain=["case_00"])

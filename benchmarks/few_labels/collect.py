@@ -11,6 +11,7 @@ from benchmarks.few_labels.arms import ARMS
 from benchmarks.few_labels.results import read_table
 from benchmarks.few_labels.settings import read_settings
 from benchmarks.few_labels.work import Work
+from hyspark_nnunet.atomic_files import replacing
 
 TABLES = ("runs", "ablations", "cases", "curves", "changes", "pretraining", "pretrainings")
 # what names a run in each file: rows of a run are replaced together
@@ -61,7 +62,8 @@ def collect(work: Work, to: Path, quietly: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for name, table in merged.items():
         if len(table):
-            table.to_csv(to / f"{name}.csv", index=False, lineterminator="\n")
+            with replacing(to / f"{name}.csv") as beside:  # two benchmarks may share a folder
+                table.to_csv(beside, index=False, lineterminator="\n")
     for record in records:
         _write(to / "logs" / f"{record['name']}.txt", "\n".join(record["log"]))
         # all runs of an arm share a recipe but for the seed: that of the last is kept

@@ -99,7 +99,13 @@ def cost_table(results: Results) -> str:
                 steps,
                 f"{of_arm['dice'].mean():.1f}",
             ]
-            rows.append([NAMES[arm], *cells, *(f"{minutes:.0f}" for minutes in (own, own + shared, own + shared / 10))])
+            rows.append(
+                [
+                    NAMES[arm],
+                    *cells,
+                    *("" if np.isnan(m) else f"{m:.0f}" for m in (own, own + shared, own + shared / 10)),
+                ]
+            )
     columns = ["arm", "labelled", "seeds", "steps of pre-training", "steps", "Dice", "CPU minutes"]
     return markdown([*columns, "with pre-training", "with a tenth of it"], rows)
 
