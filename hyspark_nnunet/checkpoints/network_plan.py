@@ -39,11 +39,11 @@ class NetworkPlan(NamedTuple):
         """The network with nnU-Net's initialisation, as ``get_network_from_plans`` of nnU-Net builds it.
 
         Raises:
-            ValueError: the class is not installed.
+            ValueError: the network or a part of it is not installed, or is no module of torch.
         """
         arguments = dict(self.arguments)
         for name in self.requires_import:
-            arguments[name] = arguments[name] and pydoc.locate(arguments[name])
+            arguments[name] = arguments[name] and _module_class(name, arguments[name])
         # plans of earlier versions name modules that were moved
         moved = f"{CLASSES}.{self.class_name.rpartition('.')[2]}"
         network_class: Any = pydoc.locate(self.class_name) or pydoc.locate(moved)
@@ -55,6 +55,17 @@ class NetworkPlan(NamedTuple):
         if hasattr(network, "initialize"):
             network.apply(network.initialize)
         return network
+
+
+def _module_class(argument: str, name: str) -> type[nn.Module]:
+    """The class that an argument names. Others are refused: the network would call any function that a file names."""
+    found = pydoc.locate(name)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(
+            f"the plan names {name} as {argument} of its network, which is not installed or no module of torch, such "
+            "as torch.nn.LeakyReLU: correct the plan, or do not use this file if you do not trust it"
+        )
+    return found
 
 
 def plan_in(rest: Mapping[str, Any]) -> NetworkPlan | None:

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from hyspark_nnunet import load_network
 from hyspark_nnunet.architectures import HySparKUNet
 from hyspark_nnunet.architectures.spark import SparKMaskedAutoencoder
 from hyspark_nnunet.checkpoints.network_plan import NetworkPlan, by_configuration, plan_in
-from hyspark_nnunet.checkpoints.nnssl import RESENC_L, adaptation_plan, network_of
+from hyspark_nnunet.checkpoints.nnssl import KEY, RESENC_L, adaptation_plan, network_of
 from hyspark_nnunet.checkpoints.plan_sizes import is_resenc_l, plan_sizes, requiring_import, resenc_l_arguments
 from hyspark_nnunet.checkpoints.state_dicts import stored_once
+from hyspark_nnunet.checkpoints.storage import write_safetensors
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from tests.conftest import Geometry
 from tests.nnunet_plans import plans_of
@@ -166,6 +169,20 @@ def test_networks_are_built_as_nnunet_builds_them() -> None:
         assert all(torch.equal(t, expected.state_dict()[name]) for name, t in network.state_dict().items())
     with pytest.raises(ValueError, match="the plan names the network somewhere.Else, which is not installed"):
         plan._replace(class_name="somewhere.Else").build(2, 3, True)
+
+
+def test_functions_in_a_plan_are_not_called(tmp_path: Path) -> None:
+    """The file alone decides what a plan says."""
+    network = plan_network(geometry(2), "PlainConvUNet")
+    sizes = plan_sizes(stored_once(network.state_dict()))
+    assert sizes is not None
+    marker, file = tmp_path / "called", tmp_path / "weights.safetensors"
+    bad = {"nonlin": "subprocess.getoutput", "nonlin_kwargs": {"cmd": f"touch {marker}"}}
+    plan = adaptation_plan(sizes.class_name, sizes.arguments() | bad, 1, "3d_fullres", [1.0] * 3, [16] * 3)
+    write_safetensors(stored_once(network.state_dict()), {KEY: plan}, file)
+    with pytest.raises(ValueError, match="names subprocess.getoutput as nonlin of its network"):
+        load_network(file, num_classes=2)
+    assert not marker.exists()
 
 
 def test_a_configuration_inherits_from_others() -> None:
