@@ -24,6 +24,11 @@ def _has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
+def _compile_undivided() -> None:
+    """Lets torch.compile keep DDP's graphs whole: torch 2.5 and earlier cannot divide one with recomputation."""
+    torch._dynamo.config.optimize_ddp = False
+
+
 class DistributedTraining(SavedTraining):
     """A training with one or many processes, on one or many machines; nnU-Net's DDP is limited to one machine."""
 
@@ -79,11 +84,12 @@ class DistributedTraining(SavedTraining):
             return
         if world_size() == 1 or not self.has_batch_norm:
             self.print_to_log_file("Using torch.compile...")
+            if world_size() > 1 and torch.__version__ < "2.6":
+                _compile_undivided()
             self.network = torch.compile(self.network)
         elif isinstance(self.network, MaskedAutoencoder) and not _has_batch_norm(self.network.encoder):
             self.print_to_log_file("Using torch.compile for the encoder (synchronised BatchNorm breaks the rest)...")
-            # torch 2.5 and earlier cannot divide a graph with recomputation for DDP
-            torch._dynamo.config.optimize_ddp = False
+            _compile_undivided()
             self.network.compile_encoder()
         else:
             self.print_to_log_file("Not compiled: synchronised BatchNorm breaks the graph of torch.compile.")

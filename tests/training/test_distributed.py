@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
+from torch.torch_version import TorchVersion
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
 from hyspark_nnunet.masking import sample_visible
@@ -83,7 +84,10 @@ def test_of_a_network_with_batchnorm_several_gpus_compile_the_encoder(
     assert compiled() == ("compiled", built)  # torchrun with one process
     monkeypatch.setattr("hyspark_nnunet.training.distributed.world_size", lambda: 2)
     if trainer_class is HySparKFinetuneTrainer:  # without BatchNorm
-        assert compiled() == ("compiled", built)
+        for version, divided in (("2.6.0", True), ("2.5.1", False)):
+            monkeypatch.setattr("torch.__version__", TorchVersion(version))
+            assert compiled() == ("compiled", built)
+            assert torch._dynamo.config.optimize_ddp == divided  # earlier versions divide no graph with recomputation
         return
     assert compiled() is built and built.encode[0] == "compiled" and not torch._dynamo.config.optimize_ddp
     # BatchNorm in the encoder, as a plan may ask for
