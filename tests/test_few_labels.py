@@ -1,5 +1,6 @@
 """The parts of benchmarks/few_labels; its trainings run in test_few_labels_commands.py."""
 
+import argparse
 import json
 import re
 import time
@@ -12,7 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from benchmarks.few_labels.__main__ import main
+from benchmarks.few_labels.__main__ import main, runs_of_arms
 from benchmarks.few_labels.ablations import ABLATIONS, LENGTHS, Ablation, compared_with
 from benchmarks.few_labels.arms import ARMS, REFERENCE, REFERENCES, Run, runs_of
 from benchmarks.few_labels.collect import collect
@@ -82,6 +83,11 @@ class TestSubsets:
         runs = runs_of([ARMS["stock"], ARMS["spark_scratch"]], [5, 3], [1, 0], splits)
         assert [run.name for run in runs[1:3]] == ["spark_scratch_labels5_seed1", "stock_labels3_seed1"]
         assert [run.fold for run in runs] == [11, 11, 1, 1, 10, 10, 0, 0]
+        # and a pre-training comes before the first run that needs it
+        arguments = argparse.Namespace(arms=["stock", "pretrained"], labels=[3], seeds=[0, 1])
+        ordered = [getattr(run, "run", "") or run.name for run in runs_of_arms(arguments, splits)]
+        assert ordered[:3] == ["stock_labels3_seed0", "pretrain_reference", "pretrained_labels3_seed0"]
+        assert len(ordered) == 5
 
 
 class TestComparison:

@@ -30,8 +30,6 @@ from benchmarks.few_labels.training import finetune, pretrain
 from benchmarks.few_labels.work import Work
 
 PRETRAININGS = {pretraining.name: pretraining for pretraining in REFERENCES.values()}
-
-
 Runs = list[Pretraining | Run]
 
 
@@ -49,7 +47,11 @@ def runs_of_arms(arguments: argparse.Namespace, splits: Splits, arms: Sequence[A
     """the arms' trainings with labels, after what they need: seed by seed; labels and arms in the order given"""
     arms = arms or [ARMS[name] for name in arguments.arms]
     runs = runs_of(arms, arguments.labels or list(splits.labelled), arguments.seeds, splits)
-    return [*{p.name: p for run in runs if (p := run.arm.pretraining) is not None}.values(), *runs]
+    ordered: Runs = []
+    for run in runs:
+        # a pre-training comes just before the first run that starts from it
+        ordered += [each for each in (run.arm.pretraining, run) if each is not None and each not in ordered]
+    return ordered
 
 
 def runs_of_ablation(arguments: argparse.Namespace, splits: Splits) -> Runs:

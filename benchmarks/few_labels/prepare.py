@@ -44,11 +44,10 @@ def prepare(commands: Commands, settings: Settings, data: Path) -> Splits:
 
     Raises:
         FileNotFoundError: the data are not there.
-        ValueError: the work folder has other data, stock nnU-Net's network does not fit our patch, or another benchmark
-            is at it.
+        ValueError: the work folder has other data, or stock nnU-Net's network does not fit our patch.
     """
     work, source = commands.work, data / "splits.json"
-    with alone(work, RUN) as lock:
+    with alone(work, RUN, wait=True) as lock:
         if not source.is_file():
             raise FileNotFoundError(f"no {source}: --data is a dataset in nnU-Net's raw layout with splits.json")
         splits = Splits.read(source)
@@ -56,13 +55,11 @@ def prepare(commands: Commands, settings: Settings, data: Path) -> Splits:
             if Splits.read(work.splits_file) != splits:
                 raise ValueError(f"{work.root} was begun with another splits.json than {source}: take another --work")
             return splits
-        if lock is None:
-            raise ValueError(f"{work.root} is being prepared by another benchmark: wait until it has finished")
         _prepare(commands, settings, data, splits, lock)
         return splits
 
 
-def _prepare(commands: Commands, settings: Settings, data: Path, splits: Splits, lock: int) -> None:
+def _prepare(commands: Commands, settings: Settings, data: Path, splits: Splits, lock: int | None) -> None:
     work, description = commands.work, _read(data / "dataset.json")
     print(
         f"prepare: {len(splits.pretrain)} scans without labels, {len(splits.all_labelled)} with, "

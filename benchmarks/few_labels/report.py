@@ -85,26 +85,16 @@ def difference_table(results: Results) -> str:
 
 def cost_table(results: Results) -> str:
     """Dice and CPU time, the pre-training's share in it for one fine-tuning and for ten."""
-    pretrainings = results.table("pretrainings").set_index("weights")
-    rows = []
+    pretrainings, rows = results.table("pretrainings").set_index("weights"), []
     for arm in _arms(results):
-        for (labels, steps), of_arm in results.runs[results.runs["arm"] == arm].groupby(["labels", "steps"]):
-            weights = of_arm["starts from"].iloc[0]
-            before = pretrainings.loc[weights] if weights else None
-            own, shared = _minutes(of_arm["CPU seconds"]), 0 if before is None else _minutes([before["CPU seconds"]])
-            cells = [
-                labels,
-                len(of_arm),
-                "" if before is None else before["steps"],
-                steps,
-                f"{of_arm['dice'].mean():.1f}",
-            ]
+        for (labels, steps), runs in results.runs[results.runs["arm"] == arm].groupby(["labels", "steps"]):
+            before = pretrainings[pretrainings.index == runs["starts from"].iloc[0]]
+            own = _minutes(runs["CPU seconds"])
+            shared = _minutes(before["CPU seconds"]) if len(before) else 0
+            minutes = ["" if np.isnan(m) else f"{m:.0f}" for m in (own, own + shared, own + shared / 10)]
+            dice = f"{runs['dice'].mean():.1f}"
             rows.append(
-                [
-                    NAMES[arm],
-                    *cells,
-                    *("" if np.isnan(m) else f"{m:.0f}" for m in (own, own + shared, own + shared / 10)),
-                ]
+                [NAMES[arm], labels, len(runs), *(before["steps"] if len(before) else [""]), steps, dice, *minutes]
             )
     columns = ["arm", "labelled", "seeds", "steps of pre-training", "steps", "Dice", "CPU minutes"]
     return markdown([*columns, "with pre-training", "with a tenth of it"], rows)
@@ -195,9 +185,9 @@ def _arms(results: Results) -> list[str]:
     return [arm for arm in ARMS if arm in set(results.runs["arm"])]
 
 
-def _minutes(seconds: Iterable[str]) -> float:
-    """Of CPU time; NaN where a run does not know it."""
-    return float(pd.to_numeric(pd.Series(list(seconds)), errors="coerce").mean()) / 60
+def _minutes(seconds: "pd.Series[str]") -> float:
+    """Mean of CPU times; NaN where a run does not know it."""
+    return float(pd.to_numeric(seconds, errors="coerce").mean(skipna=False)) / 60
 
 
 def _by_length(results: Results) -> Iterator[tuple[str, int, int, tuple[str, str], list[int]]]:
