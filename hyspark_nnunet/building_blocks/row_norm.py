@@ -43,12 +43,11 @@ class _ExactOnCPU(torch.autograd.Function):
             squares += (part - mean).square_().sum(0)
         variance = squares / len(rows)
         ctx.save_for_backward(rows, weight, mean, torch.rsqrt(variance + eps))
-        ctx.eps = eps
+        ctx.eps, ctx.wanted = eps, [True, weight is not None, bias is not None]
         return F.batch_norm(rows, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, mean, scale = ctx.saved_tensors
-        wanted = [True, weight is not None, weight is not None]
         backward = torch.ops.aten.native_batch_norm_backward
-        return *backward(gradient, rows, weight, None, None, mean, scale, True, ctx.eps, wanted), None
+        return *backward(gradient, rows, weight, None, None, mean, scale, True, ctx.eps, ctx.wanted), None

@@ -26,7 +26,9 @@ from hyspark_nnunet.planning.planner import PLANS_NAME
 
 def is_file(like: str) -> bool:
     """Whether ``--like`` names a checkpoint, and no dataset."""
-    return like.startswith("hf://") or like.endswith((".pth", ".pt", ".safetensors")) or os.path.isfile(like)
+    if like.isdecimal() or like.startswith("Dataset"):
+        return False
+    return like.startswith("hf://") or Path(like).suffix != "" or os.path.isfile(like)
 
 
 def source_plans_of(like: str, preset: str, plans_name: str | None) -> dict[str, Any]:
@@ -90,11 +92,17 @@ def plan_like(
         the name of the new plans.
 
     Raises:
-        ValueError: the other plans are of this dataset.
+        ValueError: the other plans are of this dataset, or their names cannot be those of files.
     """
     if origin is None and source["dataset_name"] == planner.dataset_name:
         raise ValueError(f"--like names {planner.dataset_name} itself: name the dataset whose topology is to be taken")
     name = plans_name or f"{source['plans_name']}Like{source['dataset_name'][7:10]}"
+    for part in (name, *source["configurations"]):  # a file from elsewhere must not choose where is written
+        if part != Path(part).name or "\\" in part:
+            raise ValueError(
+                f"the plans of {origin or source['dataset_name']} have the name '{part}', which cannot be a file's: "
+                "correct it there"
+            )
     plans = copy.deepcopy(source)
     forward = plans["transpose_forward"]
     fingerprint = planner.dataset_fingerprint

@@ -226,10 +226,11 @@ class PretrainTrainer(RecipeTrainer):
             self.print_to_log_file(f"The memory of a step could not be estimated: {type(error).__name__}: {error}")
             return
         batch, patch = self.batch_size, " x ".join(map(str, patch_size))
+        patches = f"{batch} patch" if batch == 1 else f"{batch} patches"
         if self.device.type == "cuda":
             n_bytes += CUDA_RESERVE
         self.print_to_log_file(
-            f"A step of {batch} patches of {patch} voxels is estimated to take {n_bytes / GIB:.1f} GB of "
+            f"A step of {patches} of {patch} voxels is estimated to take {n_bytes / GIB:.1f} GB of "
             f"{'each GPU' if self.device.type == 'cuda' else 'memory'}"
         )
 

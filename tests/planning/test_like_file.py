@@ -81,7 +81,9 @@ def test_a_file_without_spacing(
     assert written(folders, dataset, "Mine")["configurations"]["3d_fullres"]["spacing"] == [1.0] * 3
 
 
-def test_a_file_with_its_plans(planned_by_nnunet: dict[str, Any], folders: Path, dataset: str, tmp_path: Path) -> None:
+def test_a_file_with_its_plans(
+    planned_by_nnunet: dict[str, Any], folders: Path, dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of our trainers or of nnU-Net's: as --like with the dataset of the training."""
     source = copy.deepcopy(planned_by_nnunet) | {"dataset_name": "Dataset060_Scans"}
     fullres = source["configurations"]["3d_fullres"]
@@ -94,6 +96,13 @@ def test_a_file_with_its_plans(planned_by_nnunet: dict[str, Any], folders: Path,
     mine = written(folders, dataset, "nnUNetResEncUNetPlansLike060")["configurations"]["3d_fullres"]
     assert all(mine[same] == fullres[same] for same in ("spacing", "patch_size", "architecture"))
     assert mine["spark"]["pretrain"]["batch_size"] >= 2
+    # a file must not choose where is written
+    content = torch.load(file, weights_only=False)
+    content["init_args"]["plans"]["plans_name"] = "../../mine"
+    torch.save(content, tmp_path / "elsewhere.pth")
+    capsys.readouterr()
+    assert main(["plan", "-d", "6", "--like", str(tmp_path / "elsewhere.pth"), "-gpu_memory_target", "8"]) == 1
+    assert "have the name '../../mineLike060', which cannot be a file's" in capsys.readouterr().err
     # the plans in a file may be of another network
     content = torch.load(file, weights_only=False)
     content["init_args"]["plans"]["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "a.PlainUNet"
