@@ -51,7 +51,7 @@ def test_check_ends_with_one_where_a_case_is_bad(project: Project, tmp_path: Pat
         write(ct(i % 2), tmp_path / f"scans/s{i}.nii.gz")
     made = dataset(project, "prepare", str(tmp_path / "scans"), "-d", "60", "-n", "Scans")
     assert made.returncode == 0, made.stderr
-    assert "channel 0: CT, by its intensities" in made.stdout and "3/3" in made.stderr
+    assert "channel 0: CT, by the intensities of 3 scans" in made.stdout and "3/3" in made.stderr
     found = dataset(project, "check", "60", "--json")
     assert found.returncode == 1
     assert json.loads(found.stdout)["bad"] == {"s2": ["duplicate: the same voxels as s0"]}
