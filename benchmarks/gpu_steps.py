@@ -14,7 +14,6 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.measuring import now
 from benchmarks.step_cases import Case, Variant
 from benchmarks.step_process import Step
-from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
 from hyspark_nnunet.training.memory.step_bytes import GIB, pretraining_bytes
 from hyspark_nnunet.training.stepping import take_step
@@ -86,10 +85,9 @@ def measure_step(case: Case, variant: Variant, rounds: int, closely: bool = Fals
 
 def planned_bytes(case: Case, variant: Variant) -> int:
     """The planner's estimate of a step's peak."""
-    network = case.network_without_weights()
-    set_recomputation(network, variant.recompute)
+    build = case.network_without_weights
     return pretraining_bytes(
-        network, case.batch_size, 1, case.shape.patch, network.encoder.unit, case.mask_ratio, mixed_precision=True
+        build, case.batch_size, 1, case.shape.patch, case.mask_ratio, variant.recompute, mixed_precision=True
     )
 
 

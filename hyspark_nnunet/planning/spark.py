@@ -3,19 +3,16 @@
 import inspect
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.building_blocks.recomputation import set_recomputation
-from hyspark_nnunet.masking import unit_size
 from hyspark_nnunet.planning.batch_planner import PRETRAINING, BatchPlanner, in_words
-from hyspark_nnunet.planning.step_memory import StepMemory, line_through
+from hyspark_nnunet.planning.step_memory import StepMemory, memory_of_pretraining, memory_of_segmentation
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
-from hyspark_nnunet.training.memory.step_bytes import pretraining_bytes, segmentation_bytes
 from hyspark_nnunet.training.spark import SparKFamily
 
 FAMILY = SparKFamily()
@@ -32,17 +29,8 @@ def spark_pretraining_memory(
     manager = ConfigurationManager(configuration)
     recipe = resolve_recipe(PretrainRecipe, FAMILY.section(configuration), environment={})
     FAMILY.check(manager, recipe)
-    unit, patch_size = unit_size(FAMILY.strides(manager, recipe)), [int(n) for n in configuration["patch_size"]]
-
-    def peak(batch_size: int) -> int:
-        with torch.device("meta"):
-            network = FAMILY.masked_autoencoder(manager, recipe, input_channels)
-        set_recomputation(network, recipe.activation_checkpointing)
-        return pretraining_bytes(
-            network, batch_size, input_channels, patch_size, unit, recipe.mask_ratio, mixed_precision
-        )
-
-    return line_through(peak, patch_size)
+    build = partial(FAMILY.masked_autoencoder, manager, recipe, input_channels)
+    return memory_of_pretraining(build, recipe, configuration["patch_size"], input_channels, mixed_precision)
 
 
 def spark_finetuning_memory(
@@ -51,14 +39,8 @@ def spark_finetuning_memory(
     """Memory of SparKFinetuneTrainer, and so of nnU-Net's own trainer, on a plan's configuration."""
     manager = ConfigurationManager(configuration)
     recipe = resolve_recipe(FinetuneRecipe, FAMILY.section(configuration), environment={})
-    patch_size = [int(n) for n in configuration["patch_size"]]
-
-    def peak(batch_size: int) -> int:
-        with torch.device("meta"):
-            network = FAMILY.segmentation_network(manager, recipe, input_channels, num_classes, True)
-        return segmentation_bytes(network, batch_size, input_channels, patch_size, mixed_precision)
-
-    return line_through(peak, patch_size)
+    build = partial(FAMILY.segmentation_network, manager, recipe, input_channels, num_classes, True)
+    return memory_of_segmentation(build, configuration["patch_size"], input_channels, mixed_precision)
 
 
 def memory_target_of(plans: dict[str, Any], given: float | None) -> float:

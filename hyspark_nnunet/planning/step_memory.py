@@ -6,15 +6,15 @@ give the memory of every other patch and batch with the same strides and kernels
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, prod
 from typing import Any
 
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
 
-from hyspark_nnunet.architectures.from_plans import encoder_arguments, pretraining_network, segmentation_network
-from hyspark_nnunet.building_blocks.recomputation import set_recomputation
-from hyspark_nnunet.masking import unit_size
+from hyspark_nnunet.architectures.from_plans import pretraining_network, segmentation_network
+from hyspark_nnunet.architectures.masked_autoencoder import MaskedAutoencoder
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.memory.step_bytes import pretraining_bytes, segmentation_bytes
@@ -47,18 +47,8 @@ def pretraining_memory(configuration: dict[str, Any], input_channels: int, mixed
     """Memory of HySparKPretrainTrainer on a plan's configuration."""
     manager = ConfigurationManager(configuration)
     recipe = resolve_recipe(PretrainRecipe, configuration.get("hyspark"), environment={})
-    unit = unit_size(encoder_arguments(manager, recipe.preset)["strides"])
-    patch_size = [int(n) for n in configuration["patch_size"]]
-
-    def peak(batch_size: int) -> int:
-        with torch.device("meta"):
-            network = pretraining_network(manager, input_channels, recipe.preset, recipe.decoder_width)
-        set_recomputation(network, recipe.activation_checkpointing)
-        return pretraining_bytes(
-            network, batch_size, input_channels, patch_size, unit, recipe.mask_ratio, mixed_precision
-        )
-
-    return line_through(peak, patch_size)
+    build = partial(pretraining_network, manager, input_channels, recipe.preset, recipe.decoder_width)
+    return memory_of_pretraining(build, recipe, configuration["patch_size"], input_channels, mixed_precision)
 
 
 def finetuning_memory(
@@ -67,12 +57,35 @@ def finetuning_memory(
     """Memory of fine-tuning on a plan's configuration; nothing recomputed, as by nnU-Net's own trainer."""
     manager = ConfigurationManager(configuration)
     recipe = resolve_recipe(FinetuneRecipe, configuration.get("hyspark"), environment={})
-    patch_size = [int(n) for n in configuration["patch_size"]]
+    build = partial(segmentation_network, manager, input_channels, num_classes, recipe.preset)
+    return memory_of_segmentation(build, configuration["patch_size"], input_channels, mixed_precision)
+
+
+def memory_of_pretraining(
+    build: Callable[[], MaskedAutoencoder],
+    recipe: PretrainRecipe,
+    patch_size: Sequence[int],
+    input_channels: int,
+    mixed_precision: bool,
+) -> StepMemory:
+    """Memory of pre-training the network that ``build`` makes."""
+    patch_size = [int(n) for n in patch_size]
 
     def peak(batch_size: int) -> int:
-        with torch.device("meta"):
-            network = segmentation_network(manager, input_channels, num_classes, recipe.preset)
-        return segmentation_bytes(network, batch_size, input_channels, patch_size, mixed_precision)
+        how = recipe.mask_ratio, recipe.activation_checkpointing, mixed_precision
+        return pretraining_bytes(build, batch_size, input_channels, patch_size, *how)
+
+    return line_through(peak, patch_size)
+
+
+def memory_of_segmentation(
+    build: Callable[[], nn.Module], patch_size: Sequence[int], input_channels: int, mixed_precision: bool
+) -> StepMemory:
+    """Memory of training the segmentation network that ``build`` makes."""
+    patch_size = [int(n) for n in patch_size]
+
+    def peak(batch_size: int) -> int:
+        return segmentation_bytes(build, batch_size, input_channels, patch_size, mixed_precision)
 
     return line_through(peak, patch_size)
 

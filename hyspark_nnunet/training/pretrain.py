@@ -12,7 +12,6 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import mask_grid, num_visible_units, sample_visible, unit_size
 from hyspark_nnunet.recipe.fields import OF_INPUT
 from hyspark_nnunet.recipe.recipe import PretrainRecipe
@@ -208,18 +207,18 @@ class PretrainTrainer(RecipeTrainer):
         try:
             # random weights of the meta device must not change the training's random numbers
             with torch.random.fork_rng(devices=[]):
-                with torch.device("meta"):
-                    network = self.family.masked_autoencoder(
-                        self.configuration_manager, self.recipe, self.num_input_channels
-                    )
-                set_recomputation(network, self.recipe.activation_checkpointing)
                 n_bytes = pretraining_bytes(
-                    network,
+                    partial(
+                        self.family.masked_autoencoder,
+                        self.configuration_manager,
+                        self.recipe,
+                        self.num_input_channels,
+                    ),
                     self.batch_size,
                     self.num_input_channels,
                     patch_size,
-                    self.unit,
                     self.recipe.mask_ratio,
+                    self.recipe.activation_checkpointing,
                     mixed,
                 )
         except Exception as error:  # an estimate must not end a training

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyspark_nnunet.architectures.masked_autoencoder import MaskedAutoencoder
+from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import num_visible_units
 from hyspark_nnunet.training.loss import reconstruction_loss
 from hyspark_nnunet.training.memory.shape_only import LiveBytes
@@ -30,27 +32,30 @@ AS_GIVEN_ON_CUDA = [(torch, "max_pool3d"), (F, "avg_pool3d")]
 
 
 def pretraining_bytes(
-    network: nn.Module,
+    build: Callable[[], MaskedAutoencoder],
     batch_size: int,
     input_channels: int,
     patch_size: Sequence[int],
-    unit: Sequence[int],
     mask_ratio: float,
+    activation_checkpointing: str,
     mixed_precision: bool,
 ) -> int:
     """Peak memory of a step of pre-training, in bytes.
 
     Args:
-        network: HySparKMaskedAutoencoder on the device "meta".
+        build: makes the network; it is called on the device "meta".
         batch_size: patches of the step.
         input_channels: of the network.
         patch_size: voxels per axis.
-        unit: voxels of a mask unit per axis.
         mask_ratio: share of hidden units.
+        activation_checkpointing: as in the recipe.
         mixed_precision: half precision where CUDA's autocast takes it, float16 and bfloat16 alike; False: float32, as
             on a CPU.
     """
-    grid = [p // u for p, u in zip(patch_size, unit, strict=True)]
+    with torch.device("meta"):
+        network = build()
+    set_recomputation(network, activation_checkpointing)
+    grid = [p // u for p, u in zip(patch_size, network.encoder.unit, strict=True)]
     num_visible = num_visible_units(grid, mask_ratio)
 
     def loss(network: nn.Module) -> Tensor:
@@ -64,17 +69,23 @@ def pretraining_bytes(
 
 
 def segmentation_bytes(
-    network: nn.Module, batch_size: int, input_channels: int, patch_size: Sequence[int], mixed_precision: bool
+    build: Callable[[], nn.Module],
+    batch_size: int,
+    input_channels: int,
+    patch_size: Sequence[int],
+    mixed_precision: bool,
 ) -> int:
     """Peak memory of a step of segmentation training with nnU-Net's loss, in bytes.
 
     Args:
-        network: a network for ``nnUNetTrainer`` on the device "meta", with or without deep supervision.
+        build: makes a network for ``nnUNetTrainer``, with or without deep supervision; called on the device "meta".
         batch_size: as in ``pretraining_bytes``.
         input_channels: as in ``pretraining_bytes``.
         patch_size: as in ``pretraining_bytes``.
         mixed_precision: as in ``pretraining_bytes``.
     """
+    with torch.device("meta"):
+        network = build()
 
     def loss(network: nn.Module) -> Tensor:
         image = torch.empty(batch_size, input_channels, *patch_size)
