@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_check                 # on the first GPU; without one, the tiny version on the CPU
     python -m benchmarks.gpu_check --tiny          # small networks, to try the check itself
 
-Needs torch, timm, NumPy and dynamic-network-architectures; nnU-Net need not be installed. Writes gpu_check.csv, after
+Needs torch, NumPy and dynamic-network-architectures; nnU-Net need not be installed. Writes gpu_check.csv, after
 every row, and gpu_check.md, with pass or fail of every goal, to --out. A row that fails or does not fit into memory is
 reported, and the others are measured. On a CPU no goal is passed: they are "not measured".
 

@@ -10,7 +10,6 @@ from collections import Counter
 from typing import Any
 
 import torch
-from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.measuring import table
 from benchmarks.step_cases import Case, HySparKCase, SparKCase, isotropic
 from hyspark_nnunet.architectures import HySparKUNet
-from hyspark_nnunet.architectures.presets import PRESETS
 from hyspark_nnunet.building_blocks.recomputation import set_recomputation
 from hyspark_nnunet.masking import mask_grid, num_visible_units
 from hyspark_nnunet.training.memory.step_bytes import materialise
@@ -100,35 +98,10 @@ def count_pretraining(case: Case, encoder_only: bool) -> OperationCounts:
 
 def segmentation_networks() -> dict[str, nn.Module]:
     """HySparKUNet of preset B, and nnU-Net's ResEnc-M, without weights."""
-    five, six = isotropic(PATCH), isotropic(PATCH, n_stages=6)
+    hybrid, residual = HySparKCase(shape=isotropic(PATCH)), SparKCase(shape=isotropic(PATCH, n_stages=6))
     with torch.device("meta"):
-        ours = HySparKUNet(
-            input_channels=1,
-            n_stages=5,
-            conv_op=nn.Conv3d,
-            kernel_sizes=five.kernels,
-            strides=five.strides,
-            num_classes=2,
-            deep_supervision=True,
-            **PRESETS["B"].encoder_sizes(5),
-        )
-        resenc = ResidualEncoderUNet(
-            input_channels=1,
-            n_stages=6,
-            features_per_stage=(32, 64, 128, 256, 320, 320),
-            conv_op=nn.Conv3d,
-            kernel_sizes=six.kernels,
-            strides=six.strides,
-            n_blocks_per_stage=(1, 3, 4, 6, 6, 6),
-            num_classes=2,
-            n_conv_per_stage_decoder=(1,) * 5,
-            conv_bias=True,
-            norm_op=nn.InstanceNorm3d,
-            norm_op_kwargs={"eps": 1e-5, "affine": True},
-            nonlin=nn.LeakyReLU,
-            nonlin_kwargs={"inplace": True},
-            deep_supervision=True,
-        )
+        ours = HySparKUNet(**hybrid.encoder_arguments(), num_classes=2, deep_supervision=True)
+        resenc = residual.segmentation_network(deep_supervision=True)
     return {"HySparKUNet, preset B": ours, "ResEnc-M": resenc}
 
 

@@ -143,17 +143,21 @@ class HySparKCase(Case):
 
     preset: str = "B"
 
-    def _network(self) -> MaskedAutoencoder:
+    def encoder_arguments(self) -> dict[str, Any]:
+        """What networks of pre-training and of fine-tuning share."""
         n = len(self.shape.strides)
-        return HySparKMaskedAutoencoder(
-            input_channels=1,
-            n_stages=n,
-            conv_op=nn.Conv3d,
-            kernel_sizes=self.shape.kernels,
-            strides=self.shape.strides,
+        return {
+            "input_channels": 1,
+            "n_stages": n,
+            "conv_op": nn.Conv3d,
+            "kernel_sizes": self.shape.kernels,
+            "strides": self.shape.strides,
             **PRESETS[self.preset].encoder_sizes(n),
-            decoder_width=decoder_width(n, self.preset, None),
-        )
+        }
+
+    def _network(self) -> MaskedAutoencoder:
+        width = decoder_width(len(self.shape.strides), self.preset, None)
+        return HySparKMaskedAutoencoder(**self.encoder_arguments(), decoder_width=width)
 
     def dense(self, network: Any, variant: Variant) -> DenseBaseline:
         count = num_visible_units(mask_grid(self.shape.patch, network.encoder.unit), self.mask_ratio)
@@ -168,10 +172,11 @@ class SparKCase(Case):
     features: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
     blocks: tuple[int, ...] = (1, 3, 4, 6, 6, 6)
 
-    def _network(self) -> MaskedAutoencoder:
+    def segmentation_network(self, deep_supervision: bool = False) -> nn.Module:
+        """The network as nnU-Net builds it, for two classes."""
         n = len(self.shape.strides)
         blocks = {"n_blocks_per_stage": self.blocks[:n]} if self.residual else {"n_conv_per_stage": (2,) * n}
-        network = (ResidualEncoderUNet if self.residual else PlainConvUNet)(
+        return (ResidualEncoderUNet if self.residual else PlainConvUNet)(
             input_channels=1,
             n_stages=n,
             features_per_stage=self.features[:n],
@@ -185,8 +190,12 @@ class SparKCase(Case):
             norm_op_kwargs={"eps": 1e-5, "affine": True},
             nonlin=nn.LeakyReLU,
             nonlin_kwargs={"inplace": True},
+            deep_supervision=deep_supervision,
             **blocks,
         )
+
+    def _network(self) -> MaskedAutoencoder:
+        network = self.segmentation_network()
         network.apply(InitWeights_He(1e-2))
         return SparKMaskedAutoencoder(network, input_channels=1)
 

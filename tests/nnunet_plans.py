@@ -1,5 +1,7 @@
 """Plans as nnU-Net writes them, as far as a trainer reads them."""
 
+from typing import Any
+
 DATASET = "Dataset007_Nothing"
 DATASET_JSON = {
     "channel_names": {"0": "CT"},
@@ -42,6 +44,24 @@ def make_plans(patch_size: list[int], strides: list, kernel_sizes: list | None =
     }
 
 
+REQUIRING_IMPORT = ("conv_op", "norm_op", "dropout_op", "nonlin")
+
+
+def network_arguments(dims: int, n_stages: int, norm: str = "InstanceNorm") -> dict[str, Any]:
+    """What plans say of each of nnU-Net's networks, beside its sizes."""
+    return {
+        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "n_conv_per_stage_decoder": [1] * (n_stages - 1),
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.{norm.lower()}.{norm}{dims}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+
+
 CUBIC = [[1, 1, 1]] + [[2, 2, 2]] * 3
 
 
@@ -53,14 +73,7 @@ def plans_of(kind: str, n_stages: int = 3) -> dict:
     architecture["arch_kwargs"] |= {
         "features_per_stage": [4, 6, 8, 8][:n_stages],
         "n_conv_per_stage" if kind == "PlainConvUNet" else "n_blocks_per_stage": [1, 2, 1, 1][:n_stages],
-        "n_conv_per_stage_decoder": [1] * (n_stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
+        **network_arguments(3, n_stages),
     }
-    architecture["_kw_requires_import"] = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    architecture["_kw_requires_import"] = [*REQUIRING_IMPORT]
     return plans

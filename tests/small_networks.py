@@ -7,6 +7,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch.nn.modules.batchnorm import _NormBase
 
 from hyspark_nnunet.architectures.presets import PRESETS
+from tests.nnunet_plans import REQUIRING_IMPORT, network_arguments
 
 
 def cubic(n_stages: int) -> dict[str, Any]:
@@ -52,19 +53,11 @@ def plan_network(geometry: Any, kind: str, norm: str = "InstanceNorm", **changes
     arguments: dict[str, Any] = {
         "n_stages": n,
         "features_per_stage": geometry.arguments()["features_per_stage"],
-        "conv_op": f"torch.nn.Conv{dims}d",
         "kernel_sizes": geometry.kernel_sizes,
         "strides": geometry.strides,
-        "n_conv_per_stage_decoder": [1] * (n - 1),
-        "conv_bias": True,
-        "norm_op": f"torch.nn.{norm}{dims}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
+        **network_arguments(dims, n, norm),
     }
-    imported = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    imported = [*REQUIRING_IMPORT]
     if kind == "PlainConvUNet":
         arguments["n_conv_per_stage"] = (2, 1, 2, 1, 1)[:n]
     else:

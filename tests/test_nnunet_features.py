@@ -17,6 +17,7 @@ import torch
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
 from tests.installations import Installation, build_wheel, copy_sources, needs_build_tools
 from tests.nnunet_cases import write_balls
+from tests.nnunet_plans import REQUIRING_IMPORT, network_arguments
 from tests.nnunet_project import FINETUNER, PRETRAINER, Project
 
 FLAT, NESTED = "Dataset021_Flat", "Dataset022_Nested"
@@ -150,21 +151,13 @@ def spark_plans(plans: dict, name: str) -> dict:
         arguments = {
             **{key: given[key] for key in ("n_stages", "strides", "kernel_sizes")},
             "features_per_stage": [4, 6, 8, 12, 12, 12][:n_stages],
-            "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
             "n_blocks_per_stage" if dims == 3 else "n_conv_per_stage": [1, 2, 1, 1, 1, 1][:n_stages],
-            "n_conv_per_stage_decoder": [1] * (n_stages - 1),
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
+            **network_arguments(dims, n_stages),
         }
         configuration["architecture"] = {
             "network_class_name": f"dynamic_network_architectures.architectures.unet.{NETWORKS[dims]}",
             "arch_kwargs": arguments,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+            "_kw_requires_import": [*REQUIRING_IMPORT],
         }
     return plans | {"plans_name": name}
 

@@ -12,7 +12,7 @@ from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.hyspark import HySparKPretrainTrainer
 from hyspark_nnunet.training.optimization import encoder_layers
 from hyspark_nnunet.training.spark import SparKFinetuneTrainer, SparKPretrainTrainer
-from tests.nnunet_plans import CUBIC, make_plans
+from tests.nnunet_plans import CUBIC, REQUIRING_IMPORT, make_plans, network_arguments
 from tests.training.conftest import make_trainer
 
 BLOCKS = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
@@ -26,14 +26,9 @@ def spark_plans(network: str = "PlainConvUNet", strides: list = CUBIC, size: int
     architecture["arch_kwargs"] |= {
         "features_per_stage": [4 * 2**stage for stage in range(len(strides))],
         BLOCKS.get(network, "n_blocks"): [1] * len(strides),
-        "n_conv_per_stage_decoder": [1] * (len(strides) - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
+        **network_arguments(3, len(strides)),
     }
-    architecture["_kw_requires_import"] = ["conv_op", "norm_op", "nonlin"]
+    architecture["_kw_requires_import"] = [*REQUIRING_IMPORT]
     return plans
 
 
