@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from benchmarks.few_labels.arms import HYSPARK, REFERENCES, SPARK, Arm, Pretraining
+from benchmarks.few_labels.arms import HYSPARK, REFERENCES, SPARK, STOCK, Arm, Pretraining
 
 SCRATCH = "_scratch"  # what the same training from random weights is called by, after the ablation's name
 
@@ -47,7 +47,8 @@ class Ablation:
         """What is trained with labels."""
         both = (self.finetune, self.finetune_length, self.network, self.family)
         scratch = [Arm(f"{name}{SCRATCH}", *both)] if self.with_scratch else []
-        return [Arm(name, *both, self.pretraining(name)), *scratch]
+        pretraining = None if self.family == STOCK else self.pretraining(name)
+        return [Arm(name, *both, pretraining), *scratch]
 
 
 BRIEF_PRETRAINING = "brief_pretraining"
@@ -57,6 +58,7 @@ ALL_LAYERS_ALIKE = "layer_decay_1"
 # pre-training shows most where there are few steps to train with labels, and what takes a pre-training of its own is
 # compared at a length at which both take twenty minutes of one core
 _spark = partial(Ablation, family=SPARK, against="spark_pretrained")
+_stock = partial(Ablation, family=STOCK, against="stock")
 _halved = partial(Ablation, finetune_length=0.5)
 _of_halved = partial(_halved, against=HALF_THE_STEPS)
 _brief = partial(_of_halved, pretrain_length=0.12)
@@ -92,6 +94,8 @@ ABLATIONS: Mapping[str, Ablation] = {
     "targets_not_standardised": _of_brief(pretrain={"standardise_targets": False}),
     f"spark_{HALF_THE_STEPS}": _spark(finetune_length=0.5, with_scratch=True),
     "spark_twice_the_steps": _spark(finetune_length=2, with_scratch=True),
+    "stock_twice_the_steps": _stock(finetune_length=2),
+    "stock_four_times_the_steps": _stock(finetune_length=4),
     f"spark_{ALL_LAYERS_ALIKE}": _spark(finetune={"layer_decay": 1.0}),
     "spark_reconstruction_decoder": _spark(pretrain={"decoder": "reconstruction"}),
 }
