@@ -9,22 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from benchmarks.few_labels.__main__ import main, runs_of_arms
 from benchmarks.few_labels.ablations import ABLATIONS, LENGTHS, Ablation, compared_with
-from benchmarks.few_labels.arms import ARMS, REFERENCE, REFERENCES, Run, runs_of
+from benchmarks.few_labels.arms import ARMS, REFERENCE, REFERENCES, STOCK, Run, runs_of
 from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands, alone
 from benchmarks.few_labels.comparison import late_rise, paired_difference, share_to_reach, smoothed
-from benchmarks.few_labels.log_lines import key_lines
 from benchmarks.few_labels.prepare import LABELLED, STOCK_PLANS, with_patch_and_batch, write_plans
 from benchmarks.few_labels.record import dice_by_case, digest_of, layer_changes
 from benchmarks.few_labels.report import DOCUMENTS, TABLES, plot, plot_pretraining, with_results
 from benchmarks.few_labels.results import FOLDER, Results
 from benchmarks.few_labels.settings import Settings
+from benchmarks.few_labels.spacing import dice_of_resampled_labels
 from benchmarks.few_labels.subsets import MAX_SEEDS, Splits
 from benchmarks.few_labels.training import finetune, fold_folder, pretrain, pretraining_folder
 from benchmarks.few_labels.work import PLUGINS, TRAINERS, Work
@@ -233,7 +234,7 @@ class TestContinuing:
         assert commands.lines == []
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("name", [name for name, ablation in ABLATIONS.items() if ablation.family != STOCK])
 def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
     ablation, settings = ABLATIONS[name], Settings()
     pretraining, arms = ablation.pretraining(name), ablation.arms(name)
@@ -257,6 +258,27 @@ def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
     fields = ("pretrain", "pretrain_length", "finetune", "finetune_length", "network")
     assert sum(getattr(ablation, field) != getattr(other, field) for field in fields) == 1
     assert (name in LENGTHS) == (ablation.finetune_length != other.finetune_length)
+
+
+def test_stock_nnunet_for_more_steps() -> None:
+    arms = ABLATIONS["stock_twice_the_steps"].arms("stock_twice_the_steps")
+    assert [(arm.name, arm.trainer, arm.pretraining) for arm in arms] == [
+        ("stock_twice_the_steps", "FewLabelsStockTrainer", None)
+    ]
+    assert arms[0].variables(Settings(finetune_epochs=7), seed=3)["FEW_LABELS_NUM_EPOCHS"] == "14"
+    assert compared_with("stock_twice_the_steps") == "stock"
+
+
+@pytest.mark.parametrize(("side", "spacing", "expected"), [(8, (1, 1, 1), 1.0), (2, (2, 2, 2), 0.0)])
+def test_what_a_spacing_costs(side: int, spacing: tuple[int, ...], expected: float, tmp_path: Path) -> None:
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[4 : 4 + side, 5 : 5 + side, 5 : 5 + side] = 1
+    label[5 : 4 + side, 6 : 5 + side, 6 : 5 + side] = 1
+    image = sitk.GetImageFromArray(label)
+    sitk.WriteImage(image, str(tmp_path / "case.nii.gz"))
+    assert dice_of_resampled_labels(tmp_path, spacing) == pytest.approx(expected, abs=0.01)
+    with pytest.raises(FileNotFoundError, match="holds no labels"):
+        dice_of_resampled_labels(tmp_path / "nothing", spacing)
 
 
 def test_from_scratch_an_ablation_is_compared_with_scratch_of_that_length() -> None:
@@ -325,20 +347,6 @@ def test_the_stock_trainer_is_nnunets_at_our_lengths(tmp_path: Path, monkeypatch
     assert drawn == [(np.random.rand(), torch.rand(1).item())] * 2
 
 
-def test_key_lines_hold_no_path_of_the_machine(tmp_path: Path) -> None:
-    work, stamp = Work(tmp_path), "2026-01-01 10:00:00.123456: "
-    kept = [
-        "$ HYSPARK_SEED=1 nnUNetv2_train -pretrained_weights $WORK/x.pth",
-        "This split has 5 training and 30 cases.",
-    ]
-    kept += ["Weights from $WORK/x.pth (HySparKPretrainTrainer):", "part    tensors"]
-    kept += ["100.0% of the encoder's parameters come from the file."]
-    of_epochs = [line for epoch in range(3) for line in (f"Epoch {epoch}", f"train_loss 0.{epoch}")]
-    lines = [*kept, "something else", *(stamp + line for line in of_epochs), stamp + "Mean Validation Dice: 0.5"]
-    work.log("a").write_text("\n".join(lines).replace("$WORK", str(tmp_path)))
-    assert key_lines(work.log("a"), work) == [*kept, *of_epochs[:2], *of_epochs[4:], "Mean Validation Dice: 0.5"]
-
-
 class TestReport:
     """Synthetic records: pre-trained is 3 points better; with 5 labels, scratch rises to the end."""
 
@@ -353,7 +361,8 @@ class TestReport:
             {**about, "epoch": epoch, "steps": 7 * epoch, "val_dice": value}
             for epoch, value in enumerate(rise + [final] * (self.EPOCHS - len(rise)), start=1)
         ]
-        row = {**about, "dice": final, "steps": 112, "seconds": 60.5, "CPU seconds": 120.0, **self.CIRCUMSTANCES}
+        steps = 56 if arm == "half_the_steps" else 112
+        row = {**about, "dice": final, "steps": steps, "seconds": 60.5, "CPU seconds": 120.0, **self.CIRCUMSTANCES}
         row |= {"starts from": "" if arm in ("scratch", "stock") else "1234", "trained by": "5678", **changed}
         cases = [{**about, "case": f"case_{n}", "dice": final + 0.001 * (n - 1.5)} for n in range(4)]
         tables = {"runs" if arm in ARMS else "ablations": [row], "cases": cases, "curves": curve}
@@ -363,7 +372,7 @@ class TestReport:
 
     def write(self, work: Work, name: str, recipe_name: str, tables: Any) -> None:
         work.record(name).parent.mkdir(parents=True, exist_ok=True)
-        record = {"name": name, "tables": tables, "recipe_name": recipe_name, "recipe": {}, "log": ["$ a", "Epoch 0"]}
+        record = {"name": name, "tables": tables, "recipe_name": recipe_name, "recipe": {}}
         work.record(name).write_text(json.dumps(record))
         for file in (work.prepared_file, work.settings_file):
             file.write_text("{}")
@@ -392,7 +401,6 @@ class TestReport:
     def test_collect_beside_results_of_another_machine(self, results: Results, tmp_path: Path) -> None:
         runs = results.table("runs")
         assert runs["arm"].tolist() == ["pretrained"] * 4 + ["scratch"] * 4 + ["stock"] * 4
-        assert (results.folder / "logs" / "scratch_labels5_seed1.txt").read_text() == "$ a\nEpoch 0\n"
         assert (results.folder / "recipes" / "stock.json").is_file()
         work = Work(tmp_path / "another machine")
         for seed in (1, 2):
@@ -440,12 +448,14 @@ class TestReport:
             ("costs", "| pre-trained | 3 | 2 | 100 | 112 | 63.5 | 2 | 12 | 3 |"),
             ("costs", "| stock nnU-Net | 5 | 2 | - | 112 | 50.5 | 2 | 2 | 2 |"),
             # the mean of epochs 3 to 7 is the first above 60 (of 61 with the other seed)
-            ("steps", "| HySparK | 3 | 112 | 44%, 44% | +0.0 | yes |"),
-            ("steps", "| HySparK | 5 | 112 | 38%, 38% | +6.8 | no |"),
+            ("steps", "| HySparK | 3 | 112 | 44%, 44% | 25%, 25% | +0.0 | yes |"),
+            ("steps", "| HySparK | 5 | 112 | 38%, 38% | 25%, 25% | +6.8 | no |"),
             (
                 "lengths",
-                "| HySparK | 3 | 112 | 63.5 (63.0 to 64.0) | 60.5 (60.0 to 61.0) | +3.0, +3.0 | +3.0 [+3.0, +3.0] |",
+                "| HySparK | 3 | 112 | 63.5 (63.0 to 64.0) | 60.5 (60.0 to 61.0) | 50.5 (50.0 to 51.0) "
+                "| +3.0 [+3.0, +3.0]: +3.0, +3.0 | +13.0 [+13.0, +13.0]: +13.0, +13.0 |",
             ),
+            ("rest", "| HySparK, pre-trained | 3 | 2 | 56 | 59.5 | 63.5 | no |"),
             ("ablations", "| layer_decay_1 | 3 | 2 | 61.0 (60.5 to 61.5) | pre-trained | -2.5 [-2.5, -2.5] |"),
             ("pretraining", "| reference | 100 | 1.1 | 0.8 | 0.75 |"),
             ("changes", "| pre-trained | 2 | 0.05 |"),

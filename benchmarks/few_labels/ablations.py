@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from benchmarks.few_labels.arms import HYSPARK, REFERENCES, SPARK, STOCK, Arm, Pretraining
+from benchmarks.few_labels.arms import ARMS, HYSPARK, REFERENCES, SPARK, STOCK, Arm, Pretraining
 
 SCRATCH = "_scratch"  # what the same training from random weights is called by, after the ablation's name
 
@@ -99,12 +99,13 @@ ABLATIONS: Mapping[str, Ablation] = {
     f"spark_{ALL_LAYERS_ALIKE}": _spark(finetune={"layer_decay": 1.0}),
     "spark_reconstruction_decoder": _spark(pretrain={"decoder": "reconstruction"}),
 }
-# those that differ in the length of fine-tuning alone
+# those that differ in the length of fine-tuning alone, with the arms themselves
 LENGTHS = [
-    name
-    for name, a in ABLATIONS.items()
-    if a == Ablation(finetune_length=a.finetune_length, with_scratch=True, against=a.against, family=a.family)
+    name for name, a in ABLATIONS.items() if not (a.pretrain or a.finetune or a.network) and a.pretrain_length == 1
 ]
+OF_ALL_LENGTHS = {
+    arm.name: arm for arm in [*ARMS.values(), *(arm for name in LENGTHS for arm in ABLATIONS[name].arms(name))]
+}
 
 
 def compared_with(arm: str) -> str:

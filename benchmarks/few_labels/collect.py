@@ -31,7 +31,7 @@ ALIKE = {
 
 
 def collect(work: Work, to: Path, quietly: bool = False) -> None:
-    """Writes CSV files, recipes and key lines of logs, beside those of other runs that are there already.
+    """Writes CSV files and recipes, beside those of other runs that are there already.
 
     Runs of several work folders, of several machines, come together so; all with the same settings.
 
@@ -58,14 +58,13 @@ def collect(work: Work, to: Path, quietly: bool = False) -> None:
     for name in ("runs", "ablations"):
         for column in ALIKE:
             _check_alike(merged[name], column)
-    for folder in (to, to / "logs", to / "recipes"):
+    for folder in (to, to / "recipes"):
         folder.mkdir(parents=True, exist_ok=True)
     for name, table in merged.items():
         if len(table):
             with replacing(to / f"{name}.csv") as beside:  # two benchmarks may share a folder
                 table.to_csv(beside, index=False, lineterminator="\n")
     for record in records:
-        _write(to / "logs" / f"{record['name']}.txt", "\n".join(record["log"]))
         # all runs of an arm share a recipe but for the seed: that of the last is kept
         _write(to / "recipes" / f"{record['recipe_name']}.json", json.dumps(record["recipe"], indent=1))
     for source in (work.prepared_file, work.settings_file):

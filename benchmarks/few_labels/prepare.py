@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.few_labels.commands import Commands, alone
 from benchmarks.few_labels.settings import Settings
+from benchmarks.few_labels.spacing import dice_of_resampled_labels
 from benchmarks.few_labels.subsets import Splits
 from benchmarks.few_labels.work import Work
 from hyspark_nnunet.atomic_files import replacing
@@ -102,7 +103,10 @@ def _prepare(commands: Commands, settings: Settings, data: Path, splits: Splits,
         "SparK pre-training": spark,
         "stock": stock,
     }
-    _write(work.prepared_file, {name: each["configurations"][CONFIGURATION] for name, each in planned.items()})
+    prepared: dict[str, Any] = {name: each["configurations"][CONFIGURATION] for name, each in planned.items()}
+    ceiling = dice_of_resampled_labels(work.validation_labels, prepared["stock"]["spacing"])
+    print(f"prepare: at this spacing, a perfect network reaches Dice {100 * ceiling:.1f}", flush=True)
+    _write(work.prepared_file, prepared | {"Dice of resampled labels": ceiling})
 
 
 def with_patch_and_batch(stock: dict[str, Any], ours: dict[str, Any], batch: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is kept of a finished run: the rows of all tables, its recipe and log, and no path of the machine."""
+"""What is kept of a finished run: the rows of all tables, its recipe, and no path of the machine."""
 
 import hashlib
 import json
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.few_labels.arms import ARMS, STOCK, Pretraining, Run
-from benchmarks.few_labels.log_lines import key_lines
 from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.work import ROOT, Work
 from benchmarks.measuring import machine
@@ -191,7 +190,7 @@ def _commit() -> str:
 def _keep(work: Work, name: str, recipe_name: str, tables: Mapping[str, list[Row]], recipe: Row) -> None:
     record = {"name": name, "tables": tables, "recipe_name": recipe_name, "recipe": recipe}
     with replacing(work.record(name)) as beside:
-        beside.write_text(json.dumps({**record, "log": key_lines(work.log(name), work)}, indent=1) + "\n")
+        beside.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _read(file: Path) -> Row:

@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from benchmarks.few_labels.ablations import ABLATIONS, HALF_THE_STEPS, LENGTHS, SCRATCH, compared_with
-from benchmarks.few_labels.arms import ARMS, REFERENCE
+from benchmarks.few_labels.ablations import HALF_THE_STEPS, OF_ALL_LENGTHS, compared_with
+from benchmarks.few_labels.arms import ARMS, HYSPARK, REFERENCE, SPARK, STOCK
 from benchmarks.few_labels.comparison import SMOOTHED_OVER, late_rise, paired_difference, share_to_reach, smoothed
 from benchmarks.few_labels.results import FOLDER, Results
 from benchmarks.few_labels.work import ROOT
@@ -32,10 +32,10 @@ NAMES = {
 }
 COLOURS = dict(zip(NAMES, ("tab:blue", "tab:orange", "tab:green", "tab:red", "0.5"), strict=True))
 OWN_LENGTHS = [("pretrained", "scratch"), ("spark_pretrained", "spark_scratch")]
-# pre-trained and from scratch, for each length of fine-tuning
-PAIRS = [*OWN_LENGTHS, *((name, name + SCRATCH) for name in LENGTHS)]
 # scratch has reached its plateau where its smoothed curve rises by less in the last epochs
 PLATEAU = 1.0
+# an arm rests where twice the steps give less, in points of Dice
+REST = 0.5
 
 
 def with_results(text: str, folder: Path) -> str:
@@ -101,29 +101,47 @@ def cost_table(results: Results) -> str:
 
 
 def steps_table(results: Results) -> str:
-    """How soon the pre-trained arm reaches scratch's final Dice, and whether scratch has reached its plateau."""
+    """How soon the pre-trained arm reaches the final Dice of the others, and whether scratch is at its plateau."""
     rows = []
-    for network, labels, steps, pair, seeds in _by_length(results):
-        curves = [[results.curve(arm, labels, seed)[1] for arm in pair] for seed in seeds]
-        shares = [share_to_reach(pretrained, smoothed(scratch)[-1]) for pretrained, scratch in curves]
-        shown = ", ".join(f"{share:.0%}" if np.isfinite(share) else "never" for share in shares)
+    for labels, steps, family, arms in _by_length(results):
+        seeds = results.seeds(labels, arms["pre-trained"], arms["scratch"])
+        if not seeds:
+            continue
+        curves = [[results.curve(arms[name], labels, seed)[1] for name in ("pre-trained", "scratch")] for seed in seeds]
+        reached = [_reached(results, labels, arms, other) for other in ("scratch", "stock")]
         rise = late_rise([scratch for _, scratch in curves])
         plateau = ["", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
-        rows.append([network, labels, steps, shown, *plateau])
-    columns = ["network", "labelled", "steps", "steps to scratch's final Dice, per seed"]
+        rows.append([family, labels, steps, *reached, *plateau])
+    columns = ["network", "labelled", "steps", "steps to scratch's final Dice, per seed", "to stock's"]
     return markdown([*columns, f"scratch in its last {SMOOTHED_OVER} epochs", "at its plateau"], rows)
 
 
 def lengths_table(results: Results) -> str:
-    """The gain from pre-training for shorter and longer fine-tuning."""
+    """The gain over scratch and stock nnU-Net, for shorter and longer fine-tuning."""
     rows = []
-    for network, labels, steps, pair, seeds in _by_length(results):
-        means = [results.dice(arm, labels, seeds).mean(1) for arm in pair]
-        by_seed = ", ".join(f"{gain:+.1f}" for gain in means[0] - means[1])
-        difference = _difference(results, labels, *pair, seeds)
-        rows.append([network, labels, steps, *map(_mean_and_range, means), by_seed, difference])
-    columns = ["network", "labelled", "steps", "pre-trained", "from scratch", "difference per seed"]
-    return markdown([*columns, "mean [95 % interval]"], rows)
+    for labels, steps, family, arms in _by_length(results):
+        dice = [_mean_and_range(results, labels, arm) for arm in arms.values()]
+        gains = [_gain(results, labels, arms["pre-trained"], arms[other]) for other in ("scratch", "stock")]
+        if any(gains):
+            rows.append([family, labels, steps, *dice, *gains])
+    columns = ["network", "labelled", "steps", "pre-trained", "from scratch", "stock nnU-Net", "gain over scratch"]
+    return markdown([*columns, "over stock"], rows)
+
+
+def rest_table(results: Results) -> str:
+    """What twice the steps give each arm: below ``REST`` it was at rest."""
+    rows = []
+    for labels, steps, family, arms in _by_length(results):
+        for start, arm in arms.items():
+            longer = _arms_of(results, labels, 2 * steps, family)[start]
+            seeds = results.seeds(labels, arm, longer)
+            if seeds and not (start == "stock" and family == SPARK):  # once, although both families have it
+                found = [results.dice(name, labels, seeds).mean() for name in (arm, longer)]
+                rest = "yes" if found[1] - found[0] < REST else "no"
+                name = STOCK if start == "stock" else f"{family}, {start}"
+                rows.append([name, labels, len(seeds), steps, *(f"{x:.1f}" for x in found), rest])
+    columns = ["arm", "labelled", "seeds", "steps", "Dice", "after twice the steps", "at rest"]
+    return markdown(columns, rows)
 
 
 def pretraining_table(results: Results) -> str:
@@ -141,7 +159,7 @@ def ablation_table(results: Results) -> str:
         seeds, reference = results.seeds(labels, arm), compared_with(arm)
         shared = results.seeds(labels, arm, reference)
         difference = _difference(results, labels, arm, reference, shared) if shared else ""
-        dice = _mean_and_range(results.dice(arm, labels, seeds).mean(1))
+        dice = _mean_and_range(results, labels, arm)
         rows.append([arm, labels, len(seeds), dice, NAMES.get(reference, reference), difference])
     columns = ["ablation", "labelled", "seeds", "Dice, mean over seeds (range)", "minus", "difference [95 % interval]"]
     return markdown(columns, rows)
@@ -174,6 +192,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "costs": cost_table,
     "steps": steps_table,
     "lengths": lengths_table,
+    "rest": rest_table,
     "pretraining": pretraining_table,
     "ablations": ablation_table,
     "changes": changes_table,
@@ -190,16 +209,41 @@ def _minutes(seconds: "pd.Series[str]") -> float:
     return float(pd.to_numeric(seconds, errors="coerce").mean(skipna=False)) / 60
 
 
-def _by_length(results: Results) -> Iterator[tuple[str, int, int, tuple[str, str], list[int]]]:
-    """Network, number of labels, steps, arms, and the seeds that both arms have finished; sorted."""
-    found = [
-        (labels, pair, seeds) for labels in results.labels for pair in PAIRS if (seeds := results.seeds(labels, *pair))
-    ]
-    for labels, (first, second), seeds in sorted(
-        found, key=lambda f: (f[0], results.curve(f[1][0], f[0], f[2][0])[0][-1])
-    ):
-        family = (ARMS.get(first) or ABLATIONS[first]).family
-        yield family, labels, results.curve(first, labels, seeds[0])[0][-1], (first, second), seeds
+def _arms_of(results: Results, labels: int, steps: int, family: str) -> dict[str, str]:
+    """The arms of a family and of stock nnU-Net with that length, "" where there is none."""
+    runs = results.runs[(results.runs["labels"] == labels) & (results.runs["steps"] == steps)]
+    found = {name: OF_ALL_LENGTHS[name] for name in runs["arm"] if name in OF_ALL_LENGTHS}
+    kinds = {"pre-trained": (family, True), "scratch": (family, False), "stock": (STOCK, False)}
+    return {
+        kind: next((name for name, arm in found.items() if (arm.family, arm.pretraining is not None) == wanted), "")
+        for kind, wanted in kinds.items()
+    }
+
+
+def _by_length(results: Results) -> Iterator[tuple[int, int, str, dict[str, str]]]:
+    """Number of labels, steps, network and the arms with these; sorted."""
+    lengths = results.runs[results.runs["arm"].isin(list(OF_ALL_LENGTHS))][["labels", "steps"]].drop_duplicates()
+    for labels, steps in sorted(lengths.itertuples(index=False, name=None)):
+        for family in (HYSPARK, SPARK):
+            yield labels, steps, family, _arms_of(results, labels, steps, family)
+
+
+def _reached(results: Results, labels: int, arms: Mapping[str, str], other: str) -> str:
+    """Parts of the training after which the pre-trained curve reaches the end of the other's, per seed."""
+    seeds = results.seeds(labels, arms["pre-trained"], arms[other])
+    curves = [[results.curve(arms[name], labels, seed)[1] for name in ("pre-trained", other)] for seed in seeds]
+    parts = [share_to_reach(pretrained, smoothed(other)[-1]) for pretrained, other in curves]
+    return ", ".join(f"{part:.0%}" if np.isfinite(part) else "never" for part in parts)
+
+
+def _gain(results: Results, labels: int, first: str, second: str) -> str:
+    """The mean difference with its interval, and those of the seeds."""
+    seeds = results.seeds(labels, first, second)
+    if not seeds:
+        return ""
+    gains = results.dice(first, labels, seeds).mean(1) - results.dice(second, labels, seeds).mean(1)
+    by_seed = ", ".join(f"{gain:+.1f}" for gain in gains)
+    return f"{_difference(results, labels, first, second, seeds)}: {by_seed}"
 
 
 def _difference(results: Results, labels: int, first: str, second: str, seeds: Sequence[int]) -> str:
@@ -208,12 +252,15 @@ def _difference(results: Results, labels: int, first: str, second: str, seeds: S
 
 
 def _dice(results: Results, arm: str, labels: int) -> str:
+    dice = _mean_and_range(results, labels, arm)
+    return f"{dice}, {len(results.seeds(labels, arm))}" if dice else ""
+
+
+def _mean_and_range(results: Results, labels: int, arm: str) -> str:
+    """Over seeds; "" where there is none."""
     seeds = results.seeds(labels, arm)
-    return f"{_mean_and_range(results.dice(arm, labels, seeds).mean(1))}, {len(seeds)}" if seeds else ""
-
-
-def _mean_and_range(values: np.ndarray) -> str:
-    return f"{values.mean():.1f} ({values.min():.1f} to {values.max():.1f})"
+    values = results.dice(arm, labels, seeds).mean(1) if seeds else []
+    return f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if seeds else ""
 
 
 def plot(results: Results, path: Path) -> None:
