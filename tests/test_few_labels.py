@@ -15,8 +15,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from benchmarks.few_labels.__main__ import main, runs_of_arms
-from benchmarks.few_labels.ablations import ABLATIONS, LENGTHS, Ablation, compared_with
-from benchmarks.few_labels.arms import ARMS, REFERENCE, REFERENCES, STOCK, Run, runs_of
+from benchmarks.few_labels.ablations import ABLATIONS, COMPARED_WITH, OF_ALL_LENGTHS
+from benchmarks.few_labels.arms import ARMS, REFERENCE, STOCK, Run, runs_of
 from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands, alone
 from benchmarks.few_labels.comparison import late_rise, paired_difference, share_to_reach, smoothed
@@ -234,39 +234,37 @@ class TestContinuing:
         assert commands.lines == []
 
 
-@pytest.mark.parametrize("name", [name for name, ablation in ABLATIONS.items() if ablation.family != STOCK])
-def test_an_ablation_changes_the_recipe_it_says(name: str) -> None:
-    ablation, settings = ABLATIONS[name], Settings()
-    pretraining, arms = ablation.pretraining(name), ablation.arms(name)
-    for kind, variables, changed in (
-        ("pretrain", pretraining.variables(settings), ablation.pretrain),
-        ("finetune", arms[0].variables(settings, seed=1), ablation.finetune),
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_differs_in_one_thing_and_its_recipe_is_valid(name: str) -> None:
+    arm, against, settings = ABLATIONS[name], (ARMS | ABLATIONS)[COMPARED_WITH[name]], Settings()
+    assert (arm.name, arm.family) == (name, against.family)
+    kept = ("recipe", "length", "network")
+    differ = [getattr(arm, field) != getattr(against, field) for field in kept]
+    before, after = (each.pretraining or REFERENCE for each in (against, arm))
+    differ += [] if differ[2] else [getattr(after, field) != getattr(before, field) for field in kept[:2]]
+    assert sum(differ) == 1 and (after == before) == (after.name == before.name)
+    for kind, training in (("pretrain", after), ("finetune", arm)):
+        variables = after.variables(settings) if kind == "pretrain" else arm.variables(settings, seed=1)
+        if training.family != STOCK:
+            recipe = resolve_recipe(RECIPES[kind], None, variables)
+            assert {field: getattr(recipe, field) for field in training.recipe} == training.recipe
+    epochs = next(value for key, value in arm.variables(settings, 1).items() if key.endswith("NUM_EPOCHS"))
+    assert int(epochs) == round(settings.finetune_epochs * arm.length)
+
+
+def test_ablations_of_all_families() -> None:
+    for name, against in (
+        ("half_the_steps_scratch", "scratch"),
+        ("spark_twice_the_steps_scratch", "spark_scratch"),
+        ("stock_four_times_the_steps", "stock"),
+        ("without_vit_scratch", "half_the_steps_scratch"),
+        ("mask_ratio_0.6", "brief_pretraining"),
     ):
-        recipe = resolve_recipe(RECIPES[kind], None, variables)
-        assert {field: getattr(recipe, field) for field in changed} == changed
-    assert pretraining.epochs(settings) == round(settings.pretrain_epochs * ablation.pretrain_length)
-    changed = bool(ablation.pretrain or ablation.network) or ablation.pretrain_length != 1
-    assert (pretraining != REFERENCES[ablation.family]) == changed
-    assert {arm.family for arm in arms} == {pretraining.family}
-    assert [arm.pretraining for arm in arms[1:]] == [None] * ablation.with_scratch
-    epochs = round(settings.finetune_epochs * ablation.finetune_length)
-    assert [int(arm.variables(settings, 1)["HYSPARK_FINETUNE_NUM_EPOCHS"]) for arm in arms] == [epochs] * len(arms)
-    # and is compared with what differs in one thing
-    assert compared_with(name) == ablation.against
-    other = ABLATIONS.get(ablation.against, Ablation(family=ablation.family))
-    assert other.family == ablation.family == (ARMS.get(ablation.against) or other).family
-    fields = ("pretrain", "pretrain_length", "finetune", "finetune_length", "network")
-    assert sum(getattr(ablation, field) != getattr(other, field) for field in fields) == 1
-    assert (name in LENGTHS) == (ablation.finetune_length != other.finetune_length)
-
-
-def test_stock_nnunet_for_more_steps() -> None:
-    arms = ABLATIONS["stock_twice_the_steps"].arms("stock_twice_the_steps")
-    assert [(arm.name, arm.trainer, arm.pretraining) for arm in arms] == [
-        ("stock_twice_the_steps", "FewLabelsStockTrainer", None)
-    ]
-    assert arms[0].variables(Settings(finetune_epochs=7), seed=3)["FEW_LABELS_NUM_EPOCHS"] == "14"
-    assert compared_with("stock_twice_the_steps") == "stock"
+        assert COMPARED_WITH[name] == against
+        assert (ABLATIONS[name].pretraining is None) == ((ARMS | ABLATIONS)[against].pretraining is None)
+    assert set(OF_ALL_LENGTHS) == {*ARMS, *(name for name in ABLATIONS if "_the_steps" in name and "decay" not in name)}
+    ratio = ABLATIONS["mask_ratio_0.6"].pretraining
+    assert ratio is not None and ratio.epochs(Settings()) == 12 and ratio.recipe == {"mask_ratio": 0.6}
 
 
 @pytest.mark.parametrize(("side", "spacing", "expected"), [(8, (1, 1, 1), 1.0), (2, (2, 2, 2), 0.0)])
@@ -281,13 +279,6 @@ def test_what_a_spacing_costs(side: int, spacing: tuple[int, ...], expected: flo
         dice_of_resampled_labels(tmp_path / "nothing", spacing)
 
 
-def test_from_scratch_an_ablation_is_compared_with_scratch_of_that_length() -> None:
-    assert compared_with("half_the_steps_scratch") == "scratch"
-    assert compared_with("spark_twice_the_steps_scratch") == "spark_scratch"
-    # through the ablation of the pre-training between them
-    assert compared_with("without_vit_scratch") == "half_the_steps_scratch"
-
-
 @pytest.mark.parametrize(("width", "expected"), [(96, 96), (0, None)])
 def test_the_width_of_the_decoder_is_a_setting_or_the_presets(width: int, expected: int | None) -> None:
     variables = REFERENCE.variables(Settings(pretrain_decoder_width=width))
@@ -296,7 +287,7 @@ def test_the_width_of_the_decoder_is_a_setting_or_the_presets(width: int, expect
 
 def test_a_network_with_other_arguments_has_plans_of_its_own(tmp_path: Path) -> None:
     work, settings, folder = Work(tmp_path), Settings(), tmp_path / "nnUNet_preprocessed" / LABELLED
-    arm, _ = ABLATIONS["without_vit"].arms("without_vit")
+    arm = ABLATIONS["without_vit"]
     name, plans = arm.plans(settings), make_plans([16, 16, 16], CUBIC)
     folder.mkdir(parents=True)
     (folder / "ours.json").write_text(json.dumps(plans))

@@ -1,7 +1,7 @@
 """Does pre-training help with few labels, on a dataset of yours?
 
     python -m benchmarks.few_labels run --data FOLDER --work W        prepare, pre-train, and train all arms
-    python -m benchmarks.few_labels collect --work W --to RESULTS     CSV files, recipes, key lines of the logs
+    python -m benchmarks.few_labels collect --work W --to RESULTS     CSV files and recipes
     python -m benchmarks.few_labels report                            docs/results.md, docs/results_appendix.md
 
 FOLDER is a dataset in nnU-Net's raw layout with a splits.json: lists of cases "pretrain" (images alone are used),
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.few_labels.ablations import ABLATIONS
-from benchmarks.few_labels.arms import ARMS, REFERENCES, Arm, Pretraining, Run, runs_of
+from benchmarks.few_labels.arms import ARMS, REFERENCES, Pretraining, Run, runs_of
 from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands
 from benchmarks.few_labels.prepare import prepare
@@ -43,20 +43,14 @@ def pretrainings(arguments: argparse.Namespace, splits: Splits) -> Runs:
     return [PRETRAININGS[name] for name in arguments.names]
 
 
-def runs_of_arms(arguments: argparse.Namespace, splits: Splits, arms: Sequence[Arm] = ()) -> Runs:
+def runs_of_arms(arguments: argparse.Namespace, splits: Splits) -> Runs:
     """the arms' trainings with labels, after what they need: seed by seed; labels and arms in the order given"""
-    arms = arms or [ARMS[name] for name in arguments.arms]
-    runs = runs_of(arms, arguments.labels or list(splits.labelled), arguments.seeds, splits)
+    arms = [(ARMS | ABLATIONS)[name] for name in arguments.arms]
     ordered: Runs = []
-    for run in runs:
+    for run in runs_of(arms, arguments.labels or list(splits.labelled), arguments.seeds, splits):
         # a pre-training comes just before the first run that starts from it
         ordered += [each for each in (run.arm.pretraining, run) if each is not None and each not in ordered]
     return ordered
-
-
-def runs_of_ablation(arguments: argparse.Namespace, splits: Splits) -> Runs:
-    """an ablation's trainings with labels, after what they need"""
-    return runs_of_arms(arguments, splits, ABLATIONS[arguments.name].arms(arguments.name))
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -107,9 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     command("prepare", no_runs)
     command("pretrain", pretrainings)("names", nargs="+", choices=PRETRAININGS)
-    command("run", runs_of_arms, training)("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="(default: all)")
-    command("ablation", runs_of_ablation, training)(
-        "name", choices=ABLATIONS, metavar="NAME", help=", ".join(ABLATIONS)
+    command("run", runs_of_arms, training)(
+        "--arms",
+        nargs="+",
+        choices=[*ARMS, *ABLATIONS],
+        default=list(ARMS),
+        metavar="ARM",
+        help=f"(default: {' '.join(ARMS)}); ablations: {' '.join(ABLATIONS)}",
     )
     collecting = commands.add_parser(
         "collect", parents=[folder], help="write the results of finished runs as CSV files"

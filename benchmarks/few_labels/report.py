@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from benchmarks.few_labels.ablations import HALF_THE_STEPS, OF_ALL_LENGTHS, compared_with
+from benchmarks.few_labels.ablations import COMPARED_WITH, HALF_THE_STEPS, OF_ALL_LENGTHS
 from benchmarks.few_labels.arms import ARMS, HYSPARK, REFERENCE, SPARK, STOCK
 from benchmarks.few_labels.comparison import SMOOTHED_OVER, late_rise, paired_difference, share_to_reach, smoothed
 from benchmarks.few_labels.results import FOLDER, Results
@@ -156,7 +156,7 @@ def ablation_table(results: Results) -> str:
     """Each ablation compared with the training that differs in one setting, on the same seeds and cases."""
     rows = []
     for arm, labels in dict.fromkeys(results.table("ablations")[["arm", "labels"]].itertuples(index=False, name=None)):
-        seeds, reference = results.seeds(labels, arm), compared_with(arm)
+        seeds, reference = results.seeds(labels, arm), COMPARED_WITH[arm]
         shared = results.seeds(labels, arm, reference)
         difference = _difference(results, labels, arm, reference, shared) if shared else ""
         dice = _mean_and_range(results, labels, arm)
