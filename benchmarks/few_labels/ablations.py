@@ -53,6 +53,7 @@ _FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "intensity_augmentation_of_both": (_BRIEF_PRETRAINING, {"pretrain": {"intensity_augmentation": "both"}}),
     "mask_block_2": (_BRIEF_PRETRAINING, {"pretrain": {"mask_block": 2}}),
     "targets_not_standardised": (_BRIEF_PRETRAINING, {"pretrain": {"standardise_targets": False}}),
+    "spark_layer_decay_0.5": ("spark_pretrained", {"finetune": {"layer_decay": 0.5}}),
     "spark_layer_decay_1": ("spark_pretrained", {"finetune": _NO_DECAY}),
     "spark_reconstruction_decoder": ("spark_pretrained", {"pretrain": {"decoder": "reconstruction"}}),
 }
