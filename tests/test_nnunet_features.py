@@ -204,7 +204,10 @@ def flat(project: Project, family: Family) -> dict[str, Path]:
     # of W&B, which knows nothing of networks, one family is enough
     in_2d = wandb if family is HYSPARK else {}
     for configuration, variables in (("3d_fullres", {"HYSPARK_PROBE_DATASET": "22"}), ("2d", in_2d)):
-        weights = pretrain(project, family, FLAT, configuration, **variables) / "checkpoint_final.pth"
+        weights = (
+            pretrain(project, family, FLAT, configuration, HYSPARK_PROBE_EVERY="10", **variables)
+            / "checkpoint_final.pth"
+        )
         folders[configuration] = finetune(project, family, FLAT, "0", configuration, weights, "--npz")
     return folders
 
@@ -263,7 +266,8 @@ def test_the_probe_looks_at_another_dataset(project: Project, family: Family, fl
     probed = [line for line in log.splitlines() if "probe_dice" in line]
     assert len(probed) == 3 and all("label 1 " in line and "label 2 " in line for line in probed)
     arguments = ("1", family.pretrainer, "-p", family.plans)
-    refused = family.of(project).train(21, *arguments, configuration="2d", HYSPARK_PROBE_DATASET="22", ok=False)
+    another = {"HYSPARK_PROBE_DATASET": "22", "HYSPARK_PROBE_EVERY": "1"}
+    refused = family.of(project).train(21, *arguments, configuration="2d", **another, ok=False)
     assert "probe_dataset is 22, but " in refused and "no preprocessed data for 2d" in refused
     assert "plan_and_preprocess -d 21 --like 22" in refused
 

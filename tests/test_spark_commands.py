@@ -61,8 +61,9 @@ def loaded_names(folder: Path) -> set[str]:
 def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project.train(6, "all", PRETRAINER, HYSPARK_NUM_EPOCHS="1", HYSPARK_FINAL_VALIDATION_CASES="0")
-    printed = project.train(6, "all", PRETRAINER, "--c", HYSPARK_FINAL_VALIDATION_CASES="1")
+    probe = {"HYSPARK_PROBE_EVERY": "10"}
+    project.train(6, "all", PRETRAINER, HYSPARK_NUM_EPOCHS="1", HYSPARK_FINAL_VALIDATION_CASES="0", **probe)
+    printed = project.train(6, "all", PRETRAINER, "--c", HYSPARK_FINAL_VALIDATION_CASES="1", **probe)
     assert "Epoch 1" in printed and "Epoch 0" not in printed and "\npreset " not in printed
     assert re.search(r"A step of 2 patches of 32 x 32 x 32 voxels is estimated to take 0\.\d GB of memory", printed)
     folder = project.fold_folder(DATASET, PRETRAINER, "all")
@@ -125,7 +126,7 @@ def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
 def test_residual_encoders_and_nnunets_sgd(project: Project, tmp_path: Path) -> None:
     planned = project.run("hyspark_nnunet", "plan", "-d", "6", "-p", RESENC_PLANS)
     assert "3d_fullres: patch 32 x 32 x 32; 2 patches" in planned
-    more = {"HYSPARK_NUM_EPOCHS": "1", "HYSPARK_PROBE_EVERY": "0"}
+    more = {"HYSPARK_NUM_EPOCHS": "1"}
     printed = project.train(6, "all", PRETRAINER, "-p", RESENC_PLANS, **more)
     assert re.search(r"\nbatch_size +2 +plan, \"pretrain\"", printed)
     folder = project.fold_folder(DATASET, PRETRAINER, "all", plans=RESENC_PLANS)

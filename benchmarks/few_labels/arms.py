@@ -84,7 +84,6 @@ class Pretraining(Training):
             "warmup_fraction": settings.pretrain_warmup,
             "save_every": settings.save_every,
             "picture_every": settings.pretrain_epochs,
-            "probe_every": 0,
             "seed": PRETRAIN_SEED,
         }
         return self._variables("pretrain", fields | width)

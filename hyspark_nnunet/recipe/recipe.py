@@ -261,7 +261,7 @@ class PretrainRecipe(Recipe):
     )
     picture_every: int = documented(50, AT_LEAST_ONE, unit="epochs", source=OURS, meaning="epochs between two pictures")
     probe_every: int = documented(
-        10,
+        0,
         NOT_NEGATIVE,
         unit="epochs",
         source=OURS,
@@ -289,6 +289,11 @@ class PretrainRecipe(Recipe):
             raise ValueError(
                 f"weight_decay is 0 and final_weight_decay {self.final_weight_decay}, but a weight decay cannot rise "
                 f"from 0: set both to 0, or start above 0, for example at 1e-6"
+            )
+        if self.probe_dataset is not None and not self.probe_every:
+            raise ValueError(
+                f"probe_dataset is {self.probe_dataset}, but probe_every is 0, so there is no linear probe: set "
+                f"probe_every, for example HYSPARK_PROBE_EVERY=10, or remove probe_dataset"
             )
 
 

@@ -43,7 +43,7 @@ PRETRAIN = {
     "final_validation_cases": 40,
     "num_pictures": 4,
     "picture_every": 50,
-    "probe_every": 10,
+    "probe_every": 0,
     "probe_cases": 20,
     "probe_dataset": None,
 }
@@ -159,6 +159,11 @@ class TestAllowedValues:
     )
     def test_takes_the_edges(self, values):
         assert PretrainRecipe(**values).as_dict() == COMMON | PRETRAIN | values
+
+    def test_a_dataset_for_a_probe_that_is_off(self):
+        with pytest.raises(ValueError, match="probe_dataset is 6, but probe_every is 0.*HYSPARK_PROBE_EVERY=10"):
+            PretrainRecipe(probe_dataset="6")
+        assert PretrainRecipe(probe_dataset="6", probe_every=1).probe_dataset == "6"
 
     def test_weight_decay_cannot_rise_from_zero(self):
         with pytest.raises(ValueError, match=r"weight_decay is 0 and final_weight_decay 0\.2.*set both to 0"):

@@ -180,7 +180,10 @@ def test_the_log_has_a_value_for_every_epoch_also_of_an_older_checkpoint(tmp_pat
     """nnU-Net's logger refuses gaps; a checkpoint from before the probe has no such list at all."""
     logger, lines = MetaLogger(str(tmp_path), False), []
     scheduled = ScheduledProbe(
-        PretrainRecipe(), logger, lines.append, lambda probe: probe.score(Encoder(True), torch.device("cpu"))
+        PretrainRecipe(probe_every=10),
+        logger,
+        lines.append,
+        lambda probe: probe.score(Encoder(True), torch.device("cpu")),
     )
     log = logger.local_logger.my_fantastic_logging
     scheduled.score_start(0)
