@@ -58,9 +58,8 @@ def _add_checkpoint(commands: Any) -> None:
     inspect.add_argument(
         "-tr",
         dest="trainer",
-        default="HySparKFinetuneTrainer",
         choices=("HySparKFinetuneTrainer", "HySparKPretrainTrainer", "SparKFinetuneTrainer", "SparKPretrainTrainer"),
-        help="trainer to check the file for (default: %(default)s)",
+        help="trainer to check the file for (default: the fine-tuning trainer of the file's network)",
     )
     inspect.set_defaults(run=_run_inspect)
     convert = actions.add_parser(
@@ -297,7 +296,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each leaves its function in ``run``."""
-    parser = argparse.ArgumentParser(prog="hyspark_nnunet", description="HySparK as a plugin of nnU-Net v2.")
+    parser = argparse.ArgumentParser(prog="hyspark_nnunet", description="Self-supervised pre-training in nnU-Net v2.")
     parser.add_argument("--version", action="version", version=f"hyspark_nnunet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for add in (_add_doctor, _add_dataset, _add_planning, _add_checkpoint):

@@ -33,8 +33,8 @@ NOT_JUDGED = (46, 49, 57)  # visible and ignored voxels in the column of errors
 ERROR_COLOURS = "inferno"
 COLUMNS = ("input", "visible to the network", "reconstruction", "absolute error, hidden voxels")
 CAPTION = (
-    "Hidden blocks show the prediction, rescaled to the mean and standard deviation of the input block: the network "
-    "predicts standardised blocks, without their brightness and contrast."
+    "Blue: hidden. Dark grey: visible. Hidden blocks of the reconstruction are rescaled to the mean and standard "
+    "deviation of the input block: the network predicts standardised blocks."
 )
 
 IGNORED_CAPTION = " Brown: hidden voxels with the ignore label, which do not count."
@@ -223,9 +223,11 @@ def progress_picture(
     _curve(losses, train, "training", "#8c96a8")
     _curve(losses, validation, "validation, fixed patches and masks", "#c8553d")
     if loss_of_means is not None:
-        losses.axhline(loss_of_means, color="black", linewidth=1, linestyle="--", label="predicting each block's mean")
+        losses.axhline(
+            loss_of_means, color="black", linewidth=1, linestyle="--", label="validation, predicting each block's mean"
+        )
     losses.set_title("reconstruction loss of hidden blocks")
-    losses.legend(frameon=False, fontsize=8)
+    losses.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
     (rate,) = lists("lrs")
     _curve(rates, rate, "learning rate", "#2f6690")

@@ -77,7 +77,7 @@ def test_the_plans_own_network_is_pretrained_finetuned_and_predicts(
     weights = str(folder / "checkpoint_final.pth")
     for name, value in project.variables().items():
         monkeypatch.setenv(name, value)
-    assert inspect_checkpoint(weights, "6", trainer=FINETUNER) == 0
+    assert inspect_checkpoint(weights, "6") == 0
     # published, and loaded from a hub
     assert publish_checkpoint(weights, str(tmp_path / "hub/team/model/main")) == 0
     cache = tmp_path / "cache"

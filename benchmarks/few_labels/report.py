@@ -311,4 +311,6 @@ def write_report() -> None:
         document.write_text(with_results(document.read_text(encoding="utf-8"), FOLDER), encoding="utf-8")
         print(f"{document.relative_to(ROOT)} is written")
     plot(Results(FOLDER), IMAGES / "few_labels.png")
+    for file in FOLDER.glob("*/runs.csv"):
+        plot(Results(file.parent), IMAGES / f"few_labels_{file.parent.name}.png")
     plot_pretraining(Results(FOLDER), IMAGES / "few_labels_pretraining.png")

@@ -74,7 +74,10 @@ def write_safetensors(state: Mapping[str, Tensor], about: Mapping[str, Any], pat
     # separate storages: safetensors refuses tensors that share memory
     separate = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
     with replacing(path) as beside:
+        beside.touch()
+        mode = beside.stat().st_mode  # by the umask; safetensors makes files that nobody else can read
         safetensors.torch.save_file(separate, beside, metadata={"format": "pt", **metadata})
+        beside.chmod(mode)
 
 
 def check_whole(path: str | Path) -> None:
@@ -109,6 +112,11 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: 
         ValueError: the file is empty, is no checkpoint, or holds objects that only running code restores.
     """
     path = local_file(path)
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file.suffix in (".pth", ".safetensors"))
+        raise FileNotFoundError(
+            f"{path} is a folder: give a checkpoint file, such as {path / (inside or ['checkpoint_final.pth'])[-1]}"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"no checkpoint file at {path}: give the path of a .pth or .safetensors file, such as checkpoint_final.pth"

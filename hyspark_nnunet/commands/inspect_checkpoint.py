@@ -27,9 +27,15 @@ def inspect_checkpoint(
     dataset: str | None = None,
     configuration: str = "3d_fullres",
     plans: str = "nnUNetPlans",
-    trainer: str = "HySparKFinetuneTrainer",
+    trainer: str | None = None,
 ) -> int:
     """Prints what a file holds and, with a dataset, what ``-pretrained_weights`` would do with it.
+
+    Args:
+        file: path or address of the checkpoint.
+        dataset: number or name; None: only describe the file.
+        configuration, plans: of the dataset.
+        trainer: name; None: the fine-tuning trainer of the file's network.
 
     Returns:
         exit status: 1 if the file does not fit the dataset.
@@ -45,6 +51,9 @@ def inspect_checkpoint(
         return 0
     from hyspark_nnunet.commands.dataset_network import network_of_dataset
 
+    if trainer is None:
+        is_plan_network = isinstance(network_sizes(weights.state), PlanSizes)
+        trainer = "SparKFinetuneTrainer" if is_plan_network else "HySparKFinetuneTrainer"
     target = network_of_dataset(dataset, configuration, plans, trainer, device="meta")
     place = f"{target.description['dataset']}, {configuration}, {plans}, {trainer}"
     try:
@@ -110,8 +119,11 @@ def describe_file(weights: SourceWeights) -> str:
     text += ["", f"{'part':<24}{'tensors':>8}{'parameters':>14}", *_sizes_of_parts(weights.state)]
     recipe = rest.get("recipe")
     if isinstance(recipe, Mapping):
-        width = max(map(len, recipe), default=0)
-        text += ["", "recipe", *(f"  {name:<{width}}  {text_of(value)}" for name, value in recipe.items())]
+        # the network of a plan has no preset, and HySparK's has one decoder
+        unused = "preset" if isinstance(sizes, PlanSizes) else "decoder"
+        shown = {name: value for name, value in recipe.items() if name != unused}
+        width = max(map(len, shown), default=0)
+        text += ["", "recipe", *(f"  {name:<{width}}  {text_of(value)}" for name, value in shown.items())]
     return "\n".join(text)
 
 

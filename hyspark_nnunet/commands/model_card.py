@@ -14,7 +14,7 @@ from hyspark_nnunet.checkpoints.storage import SourceWeights
 from hyspark_nnunet.checkpoints.transfer import preset_of
 from hyspark_nnunet.commands.inspect_checkpoint import describe_file
 from hyspark_nnunet.planning.file_plans import PLANS_NAME
-from hyspark_nnunet.recipe.fields import variable_name
+from hyspark_nnunet.planning.planner import PLANS_NAME as HYSPARK_PLANS_NAME
 from hyspark_nnunet.recipe.recipe import Recipe
 
 CITATIONS: dict[str, dict[str, str]] = {
@@ -148,8 +148,11 @@ def _training_command(weights: SourceWeights) -> str:
             f"nnU-Net's development version reads `{ADAPTATION_PLAN}` and `{NNSSL_WEIGHTS}`."
         )
     preset = weights.description.get("preset") or (sizes and preset_of(sizes)) or DEFAULT_PRESET
-    variable = "" if preset == DEFAULT_PRESET else f"{variable_name('preset')}={preset} "
-    return f"With nnU-Net:\n\n    {variable}nnUNetv2_train DATASET {configuration} 0 -tr HySparKFinetuneTrainer {start}"
+    plans = HYSPARK_PLANS_NAME[preset]
+    return (
+        f"With nnU-Net:\n\n    hyspark_nnunet plan_and_preprocess -d DATASET -preset {preset} -c {configuration}\n"
+        f"    nnUNetv2_train DATASET {configuration} 0 -tr HySparKFinetuneTrainer -p {plans} {start}"
+    )
 
 
 def _data_table(data: Mapping[str, Any]) -> str:

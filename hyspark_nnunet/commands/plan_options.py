@@ -48,7 +48,7 @@ def add_plan_commands(commands: Any) -> tuple[argparse.ArgumentParser, argparse.
     plan = commands.add_parser(
         "plan",
         parents=[shared],
-        help="make plans for HySparK, with patch and batch sizes for its memory",
+        help="make plans for HySparK, or add the batch of SparK's pre-training to nnU-Net's plans",
         description="Writes plans with HySparKUNet as network, and patch and batch sizes for its memory in "
         "pre-training and fine-tuning. Extracts missing fingerprints. With -p: adds the batch of pre-training by SparK "
         "to nnU-Net's plans.",

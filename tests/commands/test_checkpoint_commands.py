@@ -136,8 +136,8 @@ class TestInspect:
     @pytest.mark.parametrize("allowed", ["0", "1"])
     def test_a_stock_nnunet_checkpoint_never_fits(self, tmp_path: Path, capsys, monkeypatch, allowed: str) -> None:
         monkeypatch.setenv("HYSPARK_ALLOW_PARTIAL", allowed)
-        file = write_stock_checkpoint(tmp_path / "stock.pth")
-        assert main(["checkpoint", "inspect", str(file), *TARGET]) == 1
+        file, target = write_stock_checkpoint(tmp_path / "stock.pth"), (*TARGET, "-tr", FINETUNER)
+        assert main(["checkpoint", "inspect", str(file), *target]) == 1
         printed = capsys.readouterr().out
         assert f"{DATASET}, configuration 3d_fullres, plans nnUNetPlans, fold 0" in printed and "Fits" not in printed
         assert "has no weights for this network's encoder: it holds encoder.stages.0.0.convs.0.conv.weight" in printed
@@ -145,7 +145,7 @@ class TestInspect:
         assert f"It is a checkpoint of nnUNetTrainer on {DATASET}" in printed and command in printed
         # and its weights alone
         torch.save({"state_dict": read_weights(file).state}, file)
-        assert main(["checkpoint", "inspect", str(file), *TARGET]) == 1
+        assert main(["checkpoint", "inspect", str(file), *target]) == 1
         assert "nnUNetv2_train DATASET CONFIGURATION FOLD -tr SparKFinetuneTrainer -p PLANS" in capsys.readouterr().out
 
     def test_a_part_that_is_allowed(self, checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -156,6 +156,9 @@ class TestInspect:
         assert re.search(r"Fits in part: \d+\.\d% of the encoder", capsys.readouterr().out)
 
     def test_files_that_are_none(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        (tmp_path / "model.safetensors").touch()
+        assert main(["checkpoint", "inspect", str(tmp_path)]) == 1
+        assert f"is a folder: give a checkpoint file, such as {tmp_path}/model.safetensors" in capsys.readouterr().err
         assert main(["checkpoint", "inspect", str(tmp_path / "nowhere.pth")]) == 1
         assert "no checkpoint file at" in capsys.readouterr().err
 

@@ -32,7 +32,10 @@ from tests.hub_server import served
 from tests.nnunet_plans import CUBIC, DATASET_JSON, make_plans, plans_of
 from tests.small_networks import preset_arguments
 
-HYSPARK_WORDS = ("HYSPARK_PRESET=S nnUNetv2_train DATASET 3d_fullres 0 -tr HySparKFinetuneTrainer -pretrained_weights",)
+HYSPARK_WORDS = (
+    "hyspark_nnunet plan_and_preprocess -d DATASET -preset S -c 3d_fullres",
+    "nnUNetv2_train DATASET 3d_fullres 0 -tr HySparKFinetuneTrainer -p nnUNetHySparKSPlans -pretrained_weights",
+)
 SPARK_WORDS = (
     "hyspark_nnunet plan_and_preprocess -d DATASET --like hf://ORG/NAME -c 3d_fullres",
     "nnUNetv2_train DATASET 3d_fullres 0 -tr SparKFinetuneTrainer -p nnUNetPlansLikeFile -pretrained_weights hf://ORG/NAME",
@@ -113,6 +116,8 @@ def test_what_is_written(published: tuple[str, Path, Path]) -> None:
     expected = {"README.md", "config.json", "model.safetensors", "progress.png"}
     expected |= {"adaptation_plan.json", "checkpoint_final.pth"} if spark else set()
     assert {file.name for file in folder.iterdir()} == expected
+    # whoever may read one file may read all
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
     config = json.loads((folder / "config.json").read_text())
     assert config["epochs"] == 3 and config["data"]["cases"] == 41 and config["data"]["spacing"] == [2.5, 0.8, 0.8]
     assert config["data"]["foreground_intensity_properties_per_channel"]["0"]["mean"] == 101.5
