@@ -24,8 +24,8 @@ MARKER = re.compile(r"(<!-- results: (\w+)(?: of (\w+))? -->\n).*?(<!-- end -->)
 # fine-tunings that differ in the learning rates of the encoder's layers and in their length
 OF_LAYERS = re.compile(rf"pretrained|{HALF_THE_STEPS}|({HALF_THE_STEPS}_)?layer_decay_[\d.]+")
 NAMES = {
-    "pretrained": "pre-trained",
-    "scratch": "from scratch",
+    "pretrained": "HySparK, pre-trained",
+    "scratch": "HySparK, from scratch",
     "spark_pretrained": "SparK, pre-trained",
     "spark_scratch": "SparK, from scratch",
     "stock": "stock nnU-Net",
@@ -275,8 +275,9 @@ def plot(results: Results, path: Path) -> None:
                 axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, linewidth=0)
             # without values, too: the legend names arms that are not finished
             axis.plot(steps, values.mean(0) if curves else [], color=COLOURS[arm], label=NAMES[arm])
-        counts = ", ".join(str(len(curves)) for curves in found.values())
-        axis.set_title(f"{labels} labelled cases; seeds: {counts}", fontsize=10)
+        counts = sorted({len(curves) for curves in found.values()})
+        seeds = f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+        axis.set_title(f"{labels} labelled cases; {seeds} per arm", fontsize=10)
     axes[0][0].set_ylabel("Dice of validation patches, points")
     axes[0][-1].legend(fontsize=8, loc="lower right")
     _save(figure, "steps", path)
