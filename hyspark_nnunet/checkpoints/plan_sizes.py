@@ -167,6 +167,11 @@ def network_sizes(state: Mapping[str, Tensor]) -> EncoderSizes | PlanSizes | Non
     return encoder_sizes(state) or plan_sizes(state)
 
 
+def finetuning_trainer(sizes: EncoderSizes | PlanSizes | None) -> str:
+    """Name of the trainer that fine-tunes a network of these sizes; None: of a file that does not say them."""
+    return "SparKFinetuneTrainer" if isinstance(sizes, PlanSizes) else "HySparKFinetuneTrainer"
+
+
 def required_sizes(state: Mapping[str, Tensor], file: str, origin: str) -> EncoderSizes | PlanSizes:
     """``network_sizes`` of a file that must hold a complete encoder.
 

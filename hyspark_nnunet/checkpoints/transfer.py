@@ -20,7 +20,7 @@ from hyspark_nnunet.checkpoints.correspondence import (
     source_name,
 )
 from hyspark_nnunet.checkpoints.heads import HEADS, matching_heads
-from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, network_sizes
+from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, finetuning_trainer, network_sizes
 from hyspark_nnunet.checkpoints.report import TransferReport
 from hyspark_nnunet.checkpoints.sizes import EncoderSizes
 from hyspark_nnunet.checkpoints.state_dicts import stored_once
@@ -266,11 +266,10 @@ class Transfer:
         sizes = network_sizes(self.state)
         if sizes is not None:
             network = sizes.network if isinstance(sizes, PlanSizes) else "HySparK"
-            trainer = "HySparKFinetuneTrainer" if network == "HySparK" else "SparKFinetuneTrainer"
             return message + (
                 f"It holds a network of the kind {network}. To start from it, use the trainer and plans of that "
-                f"network: {command} {about.get('configuration', 'CONFIGURATION')} FOLD -tr {trainer} "
-                f"-p {about.get('plans', 'PLANS')} -pretrained_weights {self.file}"
+                f"network: {command} {about.get('configuration', 'CONFIGURATION')} FOLD "
+                f"-tr {finetuning_trainer(sizes)} -p {about.get('plans', 'PLANS')} -pretrained_weights {self.file}"
             )
         return message + "Give a checkpoint of our trainers, of nnU-Net or of nnssl, or a file of the HySparK release."
 

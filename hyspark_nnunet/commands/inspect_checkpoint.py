@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hyspark_nnunet.checkpoints.hub import local_file
-from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, network_sizes
+from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, finetuning_trainer, network_sizes
 from hyspark_nnunet.checkpoints.reference import own_form
 from hyspark_nnunet.checkpoints.report import part_of
 from hyspark_nnunet.checkpoints.storage import SourceWeights, description_by_nnunet, read_weights
@@ -34,7 +34,8 @@ def inspect_checkpoint(
     Args:
         file: path or address of the checkpoint.
         dataset: number or name; None: only describe the file.
-        configuration, plans: of the dataset.
+        configuration: of the dataset's plans.
+        plans: name of the dataset's plans.
         trainer: name; None: the fine-tuning trainer of the file's network.
 
     Returns:
@@ -51,9 +52,7 @@ def inspect_checkpoint(
         return 0
     from hyspark_nnunet.commands.dataset_network import network_of_dataset
 
-    if trainer is None:
-        is_plan_network = isinstance(network_sizes(weights.state), PlanSizes)
-        trainer = "SparKFinetuneTrainer" if is_plan_network else "HySparKFinetuneTrainer"
+    trainer = trainer or finetuning_trainer(network_sizes(weights.state))
     target = network_of_dataset(dataset, configuration, plans, trainer, device="meta")
     place = f"{target.description['dataset']}, {configuration}, {plans}, {trainer}"
     try:

@@ -7,7 +7,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, network_sizes
+from hyspark_nnunet.checkpoints.plan_sizes import finetuning_trainer, network_sizes
 from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 from hyspark_nnunet.commands.dataset_network import DatasetNetwork, network_of_dataset
@@ -66,7 +66,7 @@ def probe_checkpoints(
         drawn_for(HYSPARK)
     for file in files:
         weights = read_weights(file)
-        target, drawn = drawn_for(SPARK if isinstance(network_sizes(weights.state), PlanSizes) else HYSPARK)
+        target, drawn = drawn_for(finetuning_trainer(network_sizes(weights.state)))
         _print_score(file, width, drawn.score(_encoder_of(file, weights, target), run))
     return 0
 
