@@ -20,7 +20,7 @@ from benchmarks.few_labels.arms import ARMS, REFERENCE, STOCK, Run, runs_of
 from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.commands import CommandFailed, Commands, alone
 from benchmarks.few_labels.comparison import late_rise, paired_difference, share_to_reach, smoothed
-from benchmarks.few_labels.prepare import LABELLED, STOCK_PLANS, with_patch_and_batch, write_plans
+from benchmarks.few_labels.prepare import LABELLED, STOCK_PLANS, spacing_of_files, with_patch_and_batch, write_plans
 from benchmarks.few_labels.record import dice_by_case, digest_of, layer_changes
 from benchmarks.few_labels.report import DOCUMENTS, TABLES, plot, plot_pretraining, with_results
 from benchmarks.few_labels.results import FOLDER, Results
@@ -271,12 +271,17 @@ def test_ablations_of_all_families() -> None:
 def test_what_a_spacing_costs(side: int, spacing: tuple[int, ...], expected: float, tmp_path: Path) -> None:
     label = np.zeros((16, 16, 16), np.uint8)
     label[4 : 4 + side, 5 : 5 + side, 5 : 5 + side] = 1
-    label[5 : 4 + side, 6 : 5 + side, 6 : 5 + side] = 1
     image = sitk.GetImageFromArray(label)
     sitk.WriteImage(image, str(tmp_path / "case.nii.gz"))
     assert dice_of_resampled_labels(tmp_path, spacing) == pytest.approx(expected, abs=0.01)
     with pytest.raises(FileNotFoundError, match="holds no labels"):
         dice_of_resampled_labels(tmp_path / "nothing", spacing)
+
+
+def test_the_spacing_of_the_files_is_that_of_the_plan_before_its_transposition() -> None:
+    # the third axis of the files is the first of the plan
+    plans = make_plans([16] * 3, CUBIC, spacing=[3, 1, 2]) | {"transpose_forward": [2, 0, 1]}
+    assert spacing_of_files(plans | {"transpose_backward": [1, 2, 0]}) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("width", "expected"), [(96, 96), (0, None)])

@@ -11,17 +11,23 @@ from typing import Any
 from benchmarks.few_labels.arms import ARMS, Arm, Pretraining
 
 HALF_THE_STEPS = "half_the_steps"
-LENGTHS = {HALF_THE_STEPS: 0.5, "twice_the_steps": 2, "three_times_the_steps": 3, "four_times_the_steps": 4}
-_OF_LENGTHS = {"pretrained": "{}", "scratch": "{}_scratch", "spark_pretrained": "spark_{}"}
-_OF_LENGTHS |= {"spark_scratch": "spark_{}_scratch", "stock": "stock_{}"}
+_LENGTHS = {HALF_THE_STEPS: 0.5, "twice_the_steps": 2, "three_times_the_steps": 3, "four_times_the_steps": 4}
+_NAMES_BY_LENGTH = {
+    "pretrained": "{}",
+    "scratch": "{}_scratch",
+    "spark_pretrained": "spark_{}",
+    "spark_scratch": "spark_{}_scratch",
+    "stock": "stock_{}",
+}
 
 # pre-training shows most where there are few steps to train with labels, and what takes a pre-training of its own is
 # compared at a length at which both take twenty minutes of one core
-_BRIEF, _BRIEF_PRETRAINING, _NO_DECAY = {"pretrain_length": 0.12}, "brief_pretraining", {"layer_decay": 1.0}
+_BRIEF_PRETRAINING, _NO_DECAY = "brief_pretraining", {"layer_decay": 1.0}
+# by name: the arm that each is compared with, and the difference (arguments of _differing)
 _BY_LENGTH: dict[str, tuple[str, dict[str, Any]]] = {
     pattern.format(words): (arm, {"length": length})
-    for words, length in LENGTHS.items()
-    for arm, pattern in _OF_LENGTHS.items()
+    for words, length in _LENGTHS.items()
+    for arm, pattern in _NAMES_BY_LENGTH.items()
 }
 _FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     # what training from random weights has by default
@@ -40,7 +46,7 @@ _FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune_lr_1e-3_scratch": ("half_the_steps_scratch", {"finetune": {"initial_lr": 1e-3}}),
     "finetune_lr_1e-2": (HALF_THE_STEPS, {"finetune": {"initial_lr": 1e-2}}),
     "finetune_lr_1e-2_scratch": ("half_the_steps_scratch", {"finetune": {"initial_lr": 1e-2}}),
-    _BRIEF_PRETRAINING: (HALF_THE_STEPS, _BRIEF),
+    _BRIEF_PRETRAINING: (HALF_THE_STEPS, {"pretrain_length": 0.12}),
     "mask_ratio_0.5": (_BRIEF_PRETRAINING, {"pretrain": {"mask_ratio": 0.5}}),
     "mask_ratio_0.6": (_BRIEF_PRETRAINING, {"pretrain": {"mask_ratio": 0.6}}),
     "mask_ratio_0.9": (_BRIEF_PRETRAINING, {"pretrain": {"mask_ratio": 0.9}}),
@@ -78,9 +84,10 @@ def _differing(
     )
 
 
-COMPARED_WITH = {name: against for name, (against, _) in (_BY_LENGTH | _FURTHER).items()}
+COMPARED_WITH: dict[str, str] = {}
 ABLATIONS: dict[str, Arm] = {}
 for _name, (_against, _difference) in (_BY_LENGTH | _FURTHER).items():
+    COMPARED_WITH[_name] = _against
     ABLATIONS[_name] = _differing((ARMS | ABLATIONS)[_against], _name, **_difference)
 # the arms and those that differ in the length of fine-tuning alone
 OF_ALL_LENGTHS = ARMS | {name: ABLATIONS[name] for name in _BY_LENGTH}

@@ -104,9 +104,15 @@ def _prepare(commands: Commands, settings: Settings, data: Path, splits: Splits,
         "stock": stock,
     }
     prepared: dict[str, Any] = {name: each["configurations"][CONFIGURATION] for name, each in planned.items()}
-    ceiling = dice_of_resampled_labels(work.validation_labels, prepared["stock"]["spacing"])
+    ceiling = dice_of_resampled_labels(work.validation_labels, spacing_of_files(stock))
     print(f"prepare: at this spacing, a perfect network reaches Dice {100 * ceiling:.1f}", flush=True)
     _write(work.prepared_file, prepared | {"Dice of resampled labels": ceiling})
+
+
+def spacing_of_files(plans: Mapping[str, Any]) -> list[float]:
+    """The target spacing for the axes of the files; plans name it for their transposed axes."""
+    spacing = plans["configurations"][CONFIGURATION]["spacing"]
+    return [spacing[axis] for axis in plans["transpose_backward"]]
 
 
 def with_patch_and_batch(stock: dict[str, Any], ours: dict[str, Any], batch: int) -> dict[str, Any]:

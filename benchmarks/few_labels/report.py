@@ -31,7 +31,7 @@ NAMES = {
     "stock": "stock nnU-Net",
 }
 COLOURS = dict(zip(NAMES, ("tab:blue", "tab:orange", "tab:green", "tab:red", "0.5"), strict=True))
-OWN_LENGTHS = [("pretrained", "scratch"), ("spark_pretrained", "spark_scratch")]
+PAIRS = [("pretrained", "scratch"), ("spark_pretrained", "spark_scratch")]
 # scratch has reached its plateau where its smoothed curve rises by less in the last epochs
 PLATEAU = 1.0
 # an arm rests where twice the steps give less, in points of Dice
@@ -76,7 +76,7 @@ def difference_table(results: Results) -> str:
     rows = [
         [labels, NAMES[first], NAMES[other], len(seeds), _difference(results, labels, first, other, seeds)]
         for labels in results.labels
-        for first, scratch in OWN_LENGTHS
+        for first, scratch in PAIRS
         for other in (scratch, "stock")
         if (seeds := results.seeds(labels, first, other))
     ]
@@ -104,14 +104,11 @@ def steps_table(results: Results) -> str:
     """How soon the pre-trained arm reaches the final Dice of the others, and whether scratch is at its plateau."""
     rows = []
     for labels, steps, family, arms in _by_length(results):
-        seeds = results.seeds(labels, arms["pre-trained"], arms["scratch"])
-        if not seeds:
-            continue
-        curves = [[results.curve(arms[name], labels, seed)[1] for name in ("pre-trained", "scratch")] for seed in seeds]
-        reached = [_reached(results, labels, arms, other) for other in ("scratch", "stock")]
-        rise = late_rise([scratch for _, scratch in curves])
-        plateau = ["", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
-        rows.append([family, labels, steps, *reached, *plateau])
+        if seeds := results.seeds(labels, arms["pre-trained"], arms["scratch"]):
+            reached = [_reached(results, labels, arms, other) for other in ("scratch", "stock")]
+            rise = late_rise([results.curve(arms["scratch"], labels, seed)[1] for seed in seeds])
+            plateau = ["", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
+            rows.append([family, labels, steps, *reached, *plateau])
     columns = ["network", "labelled", "steps", "steps to scratch's final Dice, per seed", "to stock's"]
     return markdown([*columns, f"scratch in its last {SMOOTHED_OVER} epochs", "at its plateau"], rows)
 

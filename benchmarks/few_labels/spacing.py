@@ -1,6 +1,6 @@
 """What a spacing costs in Dice: python -m benchmarks.few_labels.spacing LABELS SPACING...
 
-LABELS is a folder of label files; a spacing is three numbers in quotes, in mm.
+LABELS is a folder of label files; a spacing is three numbers in quotes, in mm, for the axes of the arrays (z, y, x).
 """
 
 import sys
@@ -19,7 +19,7 @@ def dice_of_resampled_labels(folder: Path, spacing: Sequence[float]) -> float:
 
     Args:
         folder: of labels.
-        spacing: in mm, in the order of nnU-Net's plans.
+        spacing: in mm, for the axes as nnU-Net reads them, before its plan transposes them.
 
     Returns:
         the mean over labels of the mean over cases.
@@ -28,7 +28,7 @@ def dice_of_resampled_labels(folder: Path, spacing: Sequence[float]) -> float:
         FileNotFoundError: the folder holds no labels.
     """
     found: dict[int, list[float]] = {}
-    for file in sorted(file for file in folder.iterdir() if not file.name.endswith(".json")) if folder.is_dir() else ():
+    for file in sorted(file for file in folder.glob("*") if file.suffix != ".json"):
         segmentation, properties = SimpleITKIO().read_seg(str(file))
         own, shape = properties["spacing"], segmentation.shape[1:]
         labels = [int(label) for label in np.unique(segmentation)]
@@ -47,6 +47,5 @@ def dice_of_resampled_labels(folder: Path, spacing: Sequence[float]) -> float:
 
 if __name__ == "__main__":
     for each in sys.argv[2:]:
-        print(
-            f"{each}: {100 * dice_of_resampled_labels(Path(sys.argv[1]), [float(word) for word in each.split()]):.1f}"
-        )
+        dice = dice_of_resampled_labels(Path(sys.argv[1]), [float(word) for word in each.split()])
+        print(f"{each}: {100 * dice:.1f}")
