@@ -9,6 +9,7 @@ import SimpleITK as sitk
 from hyspark_nnunet.visualisation import BACKGROUND, PLANES, draw, grey_values, new_figure, save_figure
 
 OUTLINE = "#ffb000"
+CAPTION = "orange line: edge of the foreground in the label file"
 
 
 def foreground_picture(cases: Sequence[tuple[str, str, str]], path: Path) -> None:
@@ -23,15 +24,16 @@ def foreground_picture(cases: Sequence[tuple[str, str, str]], path: Path) -> Non
     """
     if not cases:
         raise ValueError("no cases to draw")
-    column, top = 3.4, 0.35  # inches
-    figure = new_figure(0.5 + 3 * column, top + len(cases) * column, BACKGROUND)
+    column, top, bottom = 3.4, 0.35, 0.35  # inches
+    height = top + len(cases) * column + bottom
+    figure = new_figure(0.5 + 3 * column, height, BACKGROUND)
     grid = figure.add_gridspec(
         len(cases),
         3,
         left=0.05,
         right=0.995,
-        bottom=0.01,
-        top=1 - top / (top + len(cases) * column),
+        bottom=bottom / height,
+        top=1 - top / height,
         wspace=0.03,
         hspace=0.03,
     )
@@ -53,6 +55,7 @@ def foreground_picture(cases: Sequence[tuple[str, str, str]], path: Path) -> Non
             if axis == 0:
                 share = f"{100 * body.mean():.0f} % of the voxels"
                 axes.set_ylabel(f"{name[-42:]}\n{share}", color="white", fontsize=8)
+    figure.text(0.5, 0.15 / height, CAPTION, color=OUTLINE, fontsize=9, ha="center", va="center")
     save_figure(figure, path, dpi=100)
 
 
