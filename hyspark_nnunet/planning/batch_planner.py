@@ -107,7 +107,7 @@ class BatchPlanner(ExperimentPlanner):
 
     def describe_memory(self, plans: dict[str, Any]) -> str:
         """A line per configuration: patch, batch sizes, and the memory they are estimated to take."""
-        lines = [f"Batches for {self.network_words}, for a GPU of {self.memory_target:g} GB:"]
+        lines = [f"Batches for {self.network_words}, {gpu_in_words(self.memory_target)}:"]
         for name, own in plans["configurations"].items():
             of_pretraining = (own.get(self.section_name) or {}).get("pretrain", {}).get("batch_size")
             if of_pretraining is None:  # not planned here: inherited, or somebody's own
@@ -118,6 +118,11 @@ class BatchPlanner(ExperimentPlanner):
             taken = [f"{what} {in_words(memory, patch, batch)}" for what, memory, batch in both]
             lines.append(f"  {name}: patch {' x '.join(map(str, patch))}; {'; '.join(taken)}")
         return "\n".join(lines)
+
+
+def gpu_in_words(memory_target: float) -> str:
+    """The GPU, of so many GB, that batches are for, and what it holds beside a step."""
+    return f"for a GPU of {memory_target:g} GB ({CUDA_RESERVE / GIB:g} GB of each number below is CUDA's own)"
 
 
 def in_words(memory: StepMemory, patch_size: Sequence[int], batch_size: int) -> str:

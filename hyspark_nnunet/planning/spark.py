@@ -9,7 +9,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.planning.batch_planner import PRETRAINING, BatchPlanner, in_words
+from hyspark_nnunet.planning.batch_planner import PRETRAINING, BatchPlanner, gpu_in_words, in_words
 from hyspark_nnunet.planning.step_memory import StepMemory, memory_of_pretraining, memory_of_segmentation
 from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
@@ -130,5 +130,5 @@ class SparKPlanner(BatchPlanner):
             raise ValueError(f"SparK can pre-train nothing of {plans['plans_name']}: {why}")
         with replacing(self.plans_folder / f"{plans['plans_name']}.json") as beside:
             beside.write_text(json.dumps(plans, indent=4), encoding="utf-8")
-        heading = f"Batches of pre-training in {plans['plans_name']}, for a GPU of {self.memory_target:g} GB:"
+        heading = f"Batches of pre-training in {plans['plans_name']}, {gpu_in_words(self.memory_target)}:"
         return "\n".join([heading, *lines])
