@@ -193,7 +193,7 @@ def description_by_nnunet(rest: Mapping[str, Any]) -> dict[str, Any]:
     }
     found = {key: value for key, value in found.items() if isinstance(value, str)}
     if (plan := plan_in(rest)) is not None:
-        found["patch_size"] = plan.patch_size
+        found["patch_size"], found["spacing"] = plan.patch_size, plan.spacing
         found["strides"] = plan.arguments.get("strides")
     if isinstance(dataset_json, Mapping):
         found["channel_names"] = dataset_json.get("channel_names")

@@ -84,9 +84,10 @@ def inspect_checkpoint(
 def describe_file(weights: SourceWeights) -> str:
     """Describes a file: a line per fact, its sizes and its recipe."""
     rest, description = weights.rest, weights.description
+    known = {**description_by_nnunet(rest), **description}
     form, sizes = own_form(weights.state), network_sizes(weights.state)
     what = weights.origin if form is None or "release" in weights.origin else f"{weights.origin}, {form}"
-    rows = [("source", what.replace("_", " ")), ("trained on", _training_data(rest, description))]
+    rows = [("source", what.replace("_", " ")), ("trained on", _training_data(rest, known))]
     epoch = rest.get("current_epoch", rest.get("epoch"))
     if epoch is not None:
         rows.append(("epoch", f"{epoch}"))
@@ -106,9 +107,9 @@ def describe_file(weights: SourceWeights) -> str:
             ("kernels", ", ".join("x".join(map(str, kernel)) for kernel in sizes.kernel_sizes)),
         ]
     rows += [
-        (key.replace("_", " "), json.dumps(description[key]))
+        (key.replace("_", " "), json.dumps(known[key]))
         for key in ("strides", "patch_size", "spacing")
-        if key in description
+        if known.get(key) is not None
     ]
     if description.get("labels"):
         rows.append(("regions" if description.get("regions") else "labels", ", ".join(description["labels"])))
@@ -126,12 +127,11 @@ def describe_file(weights: SourceWeights) -> str:
     return "\n".join(text)
 
 
-def _training_data(rest: Mapping[str, Any], description: Mapping[str, Any]) -> str:
+def _training_data(rest: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     """Dataset, configuration, plans and fold, as far as the file names them."""
-    known = {**description_by_nnunet(rest), **description}
     arguments = rest.get("init_args")
     if isinstance(arguments, Mapping):
-        known["fold"] = arguments.get("fold")
+        known = {**known, "fold": arguments.get("fold")}
     words = {"dataset": "", "configuration": "configuration ", "plans": "plans ", "fold": "fold "}
     named = [f"{word}{known[key]}" for key, word in words.items() if known.get(key) is not None]
     return ", ".join(named) or "not in the file"

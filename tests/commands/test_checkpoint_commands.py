@@ -91,6 +91,7 @@ class TestInspect:
         assert re.search(r"^preset +S$", printed, re.MULTILINE)
         assert re.search(r"^input channels +1: CT$", printed, re.MULTILINE)
         assert re.search(r"^stages +4 of widths 16, 32, 64, 128$", printed, re.MULTILINE)
+        assert re.search(r"^spacing +\[1.0, 1.0, 1.0\]$", printed, re.MULTILINE)
         assert ("background, organ" in printed) == (trainer == FINETUNER)
         state = read_weights(checkpoint).state
         assert f"{sum(t.numel() for t in state.values()):,}" in printed
