@@ -63,6 +63,8 @@ _FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "spark_layer_decay_1": ("spark_pretrained", {"finetune": _NO_DECAY}),
     # stock nnU-Net's optimizer and equal rates: what differs from stock nnU-Net is where it starts
     "spark_sgd": ("spark_pretrained", {"finetune": {"optimizer": "sgd", "initial_lr": 1e-2} | _NO_DECAY}),
+    "spark_finetune_lr_1e-3": ("spark_pretrained", {"finetune": {"initial_lr": 1e-3}}),
+    "spark_finetune_lr_1e-3_scratch": ("spark_scratch", {"finetune": {"initial_lr": 1e-3}}),
     "spark_decoder_warmup_2_epochs": ("spark_pretrained", {"finetune": {"decoder_warmup_epochs": 2}}),
     "spark_half_the_pretraining": ("spark_pretrained", {"pretrain_length": 0.5}),
     "spark_mask_ratio_0.6": ("spark_pretrained", {"pretrain": {"mask_ratio": 0.6}}),
