@@ -55,7 +55,7 @@ class Recipe:
     kind: ClassVar[str]
 
     preset: str = documented(
-        "B", PRESET_NAME, unit="S, B or L", source="HySparK-B of the release", meaning="size of the network"
+        "B", PRESET_NAME, unit="S, B or L", source="HySparK-B of the release", meaning="size of HySparK's network"
     )
     num_epochs: int = documented(1000, AT_LEAST_ONE, unit="epochs", source=NNUNET, meaning="length of the training")
     num_iterations_per_epoch: int = documented(
@@ -79,7 +79,7 @@ class Recipe:
         AT_LEAST_ONE,
         unit="batches",
         source=OURS,
-        meaning="batches per optimizer step; their mean gradient is that of a batch so many times as large",
+        meaning="batches per optimizer step, which uses their mean gradient, like one batch of all their patches",
     )
     max_nonfinite_steps: int = documented(
         20,
@@ -345,8 +345,9 @@ class FinetuneRecipe(Recipe):
         ABOVE_ZERO_TO_ONE,
         unit="per layer",
         source=OURS,
-        meaning="learning rate of a layer of the encoder (stem, stage, transformer block) divided by that of the layer "
-        "after it; 1: equal rates; none: the stem gets 1/128 of the rate with -pretrained_weights, otherwise 1",
+        meaning="each layer of the encoder (stem, stage, transformer block) trains at this fraction of the learning "
+        "rate of the layer after it; 1: equal rates; none: with -pretrained_weights the stem trains at 1/128 of the "
+        "decoder's rate, otherwise 1",
     )
 
     def __post_init__(self) -> None:
