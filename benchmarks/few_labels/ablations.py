@@ -61,6 +61,7 @@ _FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "targets_not_standardised": (_BRIEF_PRETRAINING, {"pretrain": {"standardise_targets": False}}),
     "spark_layer_decay_0.5": ("spark_pretrained", {"finetune": {"layer_decay": 0.5}}),
     "spark_layer_decay_1": ("spark_pretrained", {"finetune": _NO_DECAY}),
+    "spark_twice_the_steps_layer_decay_1": ("spark_twice_the_steps", {"finetune": _NO_DECAY}),
     # stock nnU-Net's optimizer and equal rates: what differs from stock nnU-Net is where it starts
     "spark_sgd": ("spark_pretrained", {"finetune": {"optimizer": "sgd", "initial_lr": 1e-2} | _NO_DECAY}),
     "spark_finetune_lr_1e-3": ("spark_pretrained", {"finetune": {"initial_lr": 1e-3}}),
