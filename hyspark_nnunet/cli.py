@@ -14,7 +14,9 @@ from typing import Any
 from hyspark_nnunet import __version__
 from hyspark_nnunet.commands.plan_options import add_plan_commands, add_preprocess_command
 
-FILE_HELP = ".pth or .safetensors, of our trainers, nnU-Net, nnssl or the HySparK release; or hf://ORG/NAME[/FILE][@REVISION]"
+FILE_HELP = (
+    ".pth or .safetensors, of our trainers, nnU-Net, nnssl or the HySparK release; or hf://ORG/NAME[/FILE][@REVISION]"
+)
 
 
 def _add_doctor(commands: Any) -> None:
