@@ -3,29 +3,26 @@
 import re
 import shlex
 import shutil
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.architectures import HySparKMaskedAutoencoder
-from hyspark_nnunet.architectures.spark import SparKMaskedAutoencoder
-from hyspark_nnunet.checkpoints.network_plan import by_configuration
 from hyspark_nnunet.checkpoints.storage import write_atomically
 from hyspark_nnunet.cli import main
 from tests.hub_server import served
-from tests.nnunet_plans import plans_of
 from tests.small_networks import preset_arguments
+from tests.test_loading import write_plan_network
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/own_pipeline.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 PYTHON_BLOCKS = [block for language, block in BLOCKS if language == "python"]
 # patches and volumes of the page, and what stands for them here
-SMALLER = {"(96, 96, 96)": "(16, 16, 32)", "1, 110, 100, 120": "1, 20, 18, 40", "range(3)": "range(2)", '"B"': '"S"'}
+PATCH = "(96, 96, 96)"
+SMALLER = {PATCH: "(16, 16, 32)", "1, 110, 100, 120": "1, 20, 18, 40", "range(3)": "range(2)", '"B"': '"S"'}
 
 
 def smaller(script: str, replaced: dict[str, str]) -> str:
@@ -63,13 +60,9 @@ def test_the_pages_losses_are_finite_and_the_prediction_has_the_volumes_size(run
 
 def test_the_fine_tuning_takes_a_network_of_nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    plans = plans_of("PlainConvUNet", 4)
-    network = by_configuration(PlansManager(deepcopy(plans)).get_configuration("3d_fullres")).build(1, 2, True)
-    weights = SparKMaskedAutoencoder(network, 1).state_dict()
-    about = {"plans": plans, "configuration": "3d_fullres"}
-    write_atomically({"network_weights": weights, "init_args": about}, tmp_path / "checkpoint_final.pth")
+    write_plan_network("SparK's pre-training", tmp_path / "checkpoint_final.pth")
     variables: dict[str, Any] = {"__name__": "own_pipeline"}
-    exec(compile(smaller("".join(PYTHON_BLOCKS[:2]), {"(96, 96, 96)": "(16, 16, 32)"}), "page", "exec"), variables)
+    exec(compile(smaller("".join(PYTHON_BLOCKS[:2]), {PATCH: SMALLER[PATCH]}), "page", "exec"), variables)
     assert torch.isfinite(variables["loss"]) and variables["step"] == 2
     trained = {id(weight) for group in variables["optimizer"].param_groups for weight in group["params"]}
     assert trained == {id(weight) for weight in variables["network"].parameters()}
