@@ -258,7 +258,7 @@ def test_ablations_of_all_families() -> None:
         ("spark_twice_the_steps_scratch", "spark_scratch"),
         ("stock_four_times_the_steps", "stock"),
         ("without_vit_scratch", "half_the_steps_scratch"),
-        ("spark_sgd", "spark_pretrained"),
+        ("spark_sgd", "spark_layer_decay_1"),
         ("mask_ratio_0.6", "brief_pretraining"),
     ):
         assert COMPARED_WITH[name] == against

@@ -62,13 +62,10 @@ _FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "spark_layer_decay_0.5": ("spark_pretrained", {"finetune": {"layer_decay": 0.5}}),
     "spark_layer_decay_1": ("spark_pretrained", {"finetune": _NO_DECAY}),
     "spark_twice_the_steps_layer_decay_1": ("spark_twice_the_steps", {"finetune": _NO_DECAY}),
-    # stock nnU-Net's optimizer and equal rates: what differs from stock nnU-Net is where it starts
-    "spark_sgd": ("spark_pretrained", {"finetune": {"optimizer": "sgd", "initial_lr": 1e-2} | _NO_DECAY}),
-    "spark_finetune_lr_1e-3": ("spark_pretrained", {"finetune": {"initial_lr": 1e-3}}),
-    "spark_finetune_lr_1e-3_scratch": ("spark_scratch", {"finetune": {"initial_lr": 1e-3}}),
-    "spark_decoder_warmup_2_epochs": ("spark_pretrained", {"finetune": {"decoder_warmup_epochs": 2}}),
-    "spark_half_the_pretraining": ("spark_pretrained", {"pretrain_length": 0.5}),
-    "spark_mask_ratio_0.6": ("spark_pretrained", {"pretrain": {"mask_ratio": 0.6}}),
+    # stock nnU-Net's optimizer: what differs from stock nnU-Net is where it starts
+    "spark_sgd": ("spark_layer_decay_1", {"finetune": {"optimizer": "sgd", "initial_lr": 1e-2}}),
+    "spark_layer_decay_1_lr_1e-3": ("spark_layer_decay_1", {"finetune": {"initial_lr": 1e-3}}),
+    "spark_twice_the_pretraining": ("spark_layer_decay_1", {"pretrain_length": 2}),
     "spark_reconstruction_decoder": ("spark_pretrained", {"pretrain": {"decoder": "reconstruction"}}),
 }
 
@@ -87,9 +84,8 @@ def _differing(
     if before and (pretrain or pretrain_length or network != arm.network):
         recipe, part = {**before.recipe, **(pretrain or {})}, pretrain_length or before.length
         before = Pretraining(name, recipe, part, network, before.family)
-    return replace(
-        arm, name=name, recipe=finetune or arm.recipe, length=length or arm.length, network=network, pretraining=before
-    )
+    recipe = {**arm.recipe, **(finetune or {})}
+    return replace(arm, name=name, recipe=recipe, length=length or arm.length, network=network, pretraining=before)
 
 
 COMPARED_WITH: dict[str, str] = {}
