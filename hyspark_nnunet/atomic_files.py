@@ -1,9 +1,14 @@
 """Files that are written completely or not at all."""
 
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# a name that no other process takes, on no machine that shares the disk
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
@@ -14,7 +19,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield beside
         with open(beside, "rb+") as file:  # on the disk before it has the final name
@@ -27,5 +32,5 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def remove_half_written(folder: str | Path) -> None:
     """Removes temporary files of processes that were killed while ``replacing`` a file of this folder."""
     for beside in Path(folder).glob(".*.tmp"):
-        if beside.stem.rpartition(".")[2].isdecimal():
+        if _TEMPORARY.fullmatch(beside.name):
             beside.unlink(missing_ok=True)

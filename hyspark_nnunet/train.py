@@ -10,7 +10,6 @@ import atexit
 import os
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,11 +17,7 @@ from nnunetv2.run.run_training import run_training_entry
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from hyspark_nnunet.training.distributed import DistributedTraining
-from hyspark_nnunet.training.runtime.ranks import from_torchrun, number_on_machine
-
-# how long a process waits for another, which may be writing a checkpoint or validating the largest case; torchrun
-# notices at once if a process ends
-TIMEOUT = timedelta(hours=1)
+from hyspark_nnunet.training.runtime.ranks import TIMEOUT, from_torchrun, number_on_machine
 
 
 def main() -> None:

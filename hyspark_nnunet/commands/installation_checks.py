@@ -19,6 +19,7 @@ from typing import Any
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_NNUNET = (2, 8)
+OLDEST_TORCH = (2, 5)
 TRAINERS = ("HySparKPretrainTrainer", "HySparKFinetuneTrainer", "SparKPretrainTrainer", "SparKFinetuneTrainer")
 FOLDERS = {
     "nnUNet_raw": "raw datasets",
@@ -85,6 +86,9 @@ def check_torch() -> Finding:
     except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing
         return Finding("torch", "FAIL", error_text(error), "pip install --force-reinstall torch")
 
+    if tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2]) < OLDEST_TORCH:
+        reason = "SparK's networks need hooks that torch has since 2.5"
+        return Finding("torch", "FAIL", f"{torch.__version__} is too old: {reason}", 'pip install "torch>=2.5"')
     if torch.cuda.is_available():
         return Finding("torch", "ok", f"{torch.__version__}, {torch.cuda.get_device_name()}")
     if torch.backends.mps.is_available():

@@ -37,10 +37,13 @@ def check(folder: Path, processes: int, as_json: bool = False, exclude_bad: bool
     if not dataset.cases:
         raise ValueError(f"{folder} has no cases")
     faults, note = find_faults(dataset, processes)
-    if preprocessed := os.environ.get("nnUNet_preprocessed"):
-        splits = Path(preprocessed) / dataset.name / "splits_final.json"
-        note = "\n".join(filter(None, [note, warning_of_splits(splits, recorded_subjects(dataset.content))]))
     excluded = bool(faults) and exclude_bad
+    if root := os.environ.get("nnUNet_preprocessed"):
+        preprocessed = Path(root) / dataset.name
+        notes = [note, warning_of_splits(preprocessed / "splits_final.json", recorded_subjects(dataset.content))]
+        if excluded and (preprocessed / DATASET_JSON).is_file():
+            notes.append(f"plan again: {preprocessed / DATASET_JSON} is that of all cases, and preprocessing reads it")
+        note = "\n".join(filter(None, notes))
     if excluded:
         exclude(dataset, faults)
     said = f"{len(dataset.cases)} cases, {len(faults)} bad"
@@ -132,7 +135,8 @@ def exclude(dataset: RawDataset, faults: Mapping[str, list[str]]) -> None:
     path, before, list_path = (dataset.folder / name for name in (DATASET_JSON, BEFORE, EXCLUDED))
     earlier = json.loads(list_path.read_text(encoding="utf-8")) if list_path.exists() else {}
     if not before.exists():
-        shutil.copyfile(path, before)
+        with replacing(before) as beside:
+            shutil.copyfile(path, beside)
     for file, written in ((list_path, earlier | dict(faults)), (path, content)):
         with replacing(file) as beside:
             beside.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.datasets.dataset_json import DATASET_JSON, RawDataset, made_here, read_dataset
 from hyspark_nnunet.datasets.staging import new_building_folder
 
@@ -35,7 +36,8 @@ def add_to_layout(target: Path, overwrite: bool, make: Callable[[Path, str], Non
                 raise ValueError(
                     f"{target} has labels of its own: it pre-trains as it is, or use hyspark_nnunet dataset pool"
                 )
-            shutil.copyfile(description, description.with_name(f"{DATASET_JSON}.before_prepare"))
+            with replacing(description.with_name(f"{DATASET_JSON}.before_prepare")) as beside:
+                shutil.copyfile(description, beside)
         else:
             earlier = _label_folders(read_dataset(target))
     labels_folder = _free_name(target)

@@ -54,7 +54,7 @@ def reconstruct_case(
     mask_block: int = 1,
     standardised: bool = True,
     counted: Tensor | None = None,
-) -> CaseReconstruction:
+) -> CaseReconstruction | None:
     """Covers a case with patches, hides units of each with a fixed mask, and compares the reconstruction.
 
     Args:
@@ -67,6 +67,9 @@ def reconstruct_case(
         standardised: the reconstruction is in standardised units; False: in intensities.
         counted: BoolTensor (1, *spatial), False for voxels with the ignore label; None: all count. Patches without a
             hidden voxel that counts do not enter the means.
+
+    Returns:
+        the result; None: no hidden voxel of the case counts.
     """
     grid = mask_grid(patch_size, unit)
     window = (*[1] * (image.ndim - 1 - len(patch_size)), *patch_size)
@@ -93,8 +96,9 @@ def reconstruct_case(
             errors.append((restored - patch)[judged].abs().mean().item())
         if index == middle:
             shown = (patch, visible, restored, counts)
-    n_judged = max(1, len(losses))
-    return CaseReconstruction(sum(losses) / n_judged, sum(errors) / n_judged, len(corners), *shown)
+    if not losses:
+        return None
+    return CaseReconstruction(sum(losses) / len(losses), sum(errors) / len(errors), len(corners), *shown)
 
 
 def cases_to_reconstruct(cases: Sequence[str], limit: int | None) -> list[str]:

@@ -46,7 +46,7 @@ class CheckpointFolder:
 
     def write_description(self) -> None:
         """Writes the files that describe the checkpoints, unless they still describe those of an earlier training."""
-        if not self._earlier_checkpoints():
+        if not self.earlier_checkpoints():
             self._write_description()
 
     def restore(self) -> None:
@@ -85,16 +85,16 @@ class CheckpointFolder:
         for name in (LATEST, PREVIOUS):
             (self.path / name).unlink(missing_ok=True)
 
-    def _earlier_checkpoints(self) -> list[Path]:
+    def earlier_checkpoints(self) -> list[Path]:
         """Checkpoints in the folder that this training neither wrote nor resumes."""
         return [] if self._is_ours else sorted(self.path.glob("checkpoint_*.pth"))
 
     def _set_aside_earlier_checkpoints(self) -> None:
         """Moves the checkpoints that a training without ``--c`` would overwrite: hours of somebody's work.
 
-        Not before there is a new one to write: until then, a user who forgot ``--c`` can stop and resume.
+        Not before the first epoch is done: until then, a user who forgot ``--c`` can stop and resume.
         """
-        if earlier := self._earlier_checkpoints():
+        if earlier := self.earlier_checkpoints():
             aside = self.path / f"earlier_{datetime.now():%Y-%m-%d_%H-%M-%S}"
             aside.mkdir(exist_ok=True)
             self._write_description()
@@ -179,6 +179,8 @@ def newest_intact(folder: str | Path) -> tuple[Path, list[str]]:
             try:
                 # only its numbers are read here
                 found.append((training_progress(read_checkpoint(path, mmap=True)), path))
+            except OSError as error:
+                faults.append(f"{path} cannot be read ({error.strerror or error})")
             except (ValueError, KeyError, AttributeError) as error:
                 faults.append(str(error) if isinstance(error, ValueError) else f"{path} is not a training checkpoint")
     for _, path in sorted(found, key=lambda entry: entry[0], reverse=True):

@@ -25,7 +25,7 @@ def _has_batch_norm(network: nn.Module) -> bool:
 
 
 def _compile_undivided() -> None:
-    """Lets torch.compile keep DDP's graphs whole: torch 2.5 and earlier cannot divide one with recomputation."""
+    """Lets torch.compile keep DDP's graphs whole: torch 2.5 cannot divide one with recomputation."""
     torch._dynamo.config.optimize_ddp = False
 
 

@@ -141,6 +141,12 @@ class FinetuneTrainer(RecipeTrainer):
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer, curve_epochs: int) -> ProgressScheduler:
         recipe = self.recipe
+        frozen_epochs = max(recipe.decoder_warmup_epochs, recipe.encoder_hold_epochs)
+        if frozen_epochs >= curve_epochs:  # the recipe's own check knows its num_epochs, not the checkpoint's
+            raise ValueError(
+                f"the encoder would stay frozen for {frozen_epochs} epochs (decoder_warmup_epochs or "
+                f"encoder_hold_epochs), but the checkpoint's schedule was made for {curve_epochs}: set fewer"
+            )
         curve = partial(warmup_polynomial, warmup_fraction=recipe.warmup_fraction, exponent=recipe.polynomial_exponent)
         return ProgressScheduler(
             optimizer,
@@ -148,10 +154,7 @@ class FinetuneTrainer(RecipeTrainer):
             partial(decoder_first, alone_fraction=recipe.decoder_warmup_epochs / curve_epochs, curve=curve),
             # a resumed training takes the weight decay of its recipe, not of the checkpoint's optimizer
             lambda progress: self.weight_decay,
-            partial(
-                frozen_first,
-                frozen_fraction=max(recipe.decoder_warmup_epochs, recipe.encoder_hold_epochs) / curve_epochs,
-            ),
+            partial(frozen_first, frozen_fraction=frozen_epochs / curve_epochs),
             curve_epochs,
         )
 
@@ -293,6 +296,8 @@ class FinetuneTrainer(RecipeTrainer):
         """
         try:
             super().perform_actual_validation(save_probabilities)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             keys = list(self.do_split()[1])
             dataset = self.dataset_class(

@@ -40,6 +40,7 @@ class TrainingLoop(nnUNetTrainer):
     """
 
     recipe: Recipe
+    _best_ema: float | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,6 +76,10 @@ class TrainingLoop(nnUNetTrainer):
 
     def advance_schedule(self) -> None:
         """Sets the learning rate of this step."""
+        raise NotImplementedError
+
+    def would_hide_earlier_training(self) -> bool:
+        """Does the folder hold checkpoints that this training neither wrote nor resumes?"""
         raise NotImplementedError
 
     def write_checkpoint(self, filename: str, epochs_done: int, inside_epoch: dict[str, Any] | None = None) -> None:
@@ -245,13 +250,19 @@ class TrainingLoop(nnUNetTrainer):
         )
         self.print_to_log_file("train_loss", np.round(train_loss, decimals=4))
         self.print_to_log_file("val_loss", np.round(val_loss, decimals=4))
+        best_before = self._best_ema
         best = self.judge_epoch()
         self.print_to_log_file(f"Epoch time: {np.round(end - start, decimals=2)} s")
         done = self.current_epoch + 1
         due = (BEST, best), (LATEST, done % self.save_every == 0 and done != self.num_epochs)
         for name in (name for name, is_due in due if is_due):
+            written = False
             with self.warn_if_not_written(name):
                 self.write_checkpoint(str(Path(self.output_folder, name)), done)
+                written = True
+            if name == BEST and not written:
+                # later epochs are compared with the one in the file
+                self._best_ema = best_before
         if self.rank == 0:
             with self.warn_if_not_written("pictures"):
                 self.picture_epoch(done)
@@ -301,14 +312,23 @@ class TrainingLoop(nnUNetTrainer):
     def _stop_if_asked(self, state: dict[str, Any]) -> None:
         """Writes a checkpoint and exits if any process has received a signal.
 
+        In the first epoch it writes none if that would hide an earlier training: ``--c`` may have been forgotten.
+
         Args:
             state: of this process before the current batch was drawn; that batch is dropped.
         """
         if not any_rank(self.stop.signal is not None):
             return
-        self._write_inside_epoch(state)
+        keeps_earlier = self.current_epoch == 0 and self.would_hide_earlier_training()
+        if not keeps_earlier:
+            self._write_inside_epoch(state)
         self.end_loader_processes()
-        if self.rank == 0:
+        if self.rank == 0 and keeps_earlier:
+            self.print_to_log_file(
+                f"Stopped in the first epoch. Nothing is written: {self.output_folder} holds the checkpoints of an "
+                "earlier training, which --c continues."
+            )
+        elif self.rank == 0:
             self.print_to_log_file(
                 f"Stopped by {self.stop.signal or 'the signal of another process'} in epoch {self.current_epoch} after "
                 f"{self._iteration_in_epoch} of {self.num_iterations_per_epoch} steps. To continue: "

@@ -378,6 +378,9 @@ class PretrainTrainer(RecipeTrainer):
                 self.recipe.standardise_targets,
                 self._counted_voxels(dataset, key),
             )
+            if case is None:
+                self.print_to_log_file(f"WARNING: case {key} has no hidden voxel without the ignore label: left out.")
+                continue
             results.append({"case": key, "n_patches": case.n_patches, "metrics": case.metrics})
             self.print_to_log_file(f"{key}: reconstruction loss {case.loss:.4f} over {case.n_patches} patches")
             if key in pictured:

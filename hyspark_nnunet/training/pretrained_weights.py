@@ -1,6 +1,7 @@
 """How ``-pretrained_weights`` reaches our trainers."""
 
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,14 @@ def route_pretrained_weights(trainer: Any) -> None:
     nnU-Net loads them by a function of its module ``run_training`` that demands every key with equal shape, and gives
     trainers no hook. Only this trainer's network is rerouted.
     """
+    # nnU-Net's module outlives the trainer
+    of_trainer = weakref.ref(trainer)
     stock: Callable[..., None] = run_training.load_pretrained_weights
 
     def load(network: nn.Module, fname: str, verbose: bool = False) -> None:
-        if network is trainer.network:
-            trainer.load_pretrained_weights(fname)
+        here = of_trainer()
+        if here is not None and network is here.network:
+            here.load_pretrained_weights(fname)
         else:
             stock(network, fname, verbose=verbose)
 

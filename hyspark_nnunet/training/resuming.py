@@ -18,8 +18,8 @@ NETWORK_FIELDS = ("preset", "decoder", "decoder_width")
 FIXED_FIELDS = (*NETWORK_FIELDS, "standardise_targets")
 # differences in these are reported elsewhere, or the checkpoint's value is taken
 UNREPORTED_FIELDS = ("num_epochs", "seed")
-# entries of a checkpoint's description that determine its weights' shapes and the strides between them
-SIZES = (
+# entries of a checkpoint's description that determine what its weights compute
+NETWORK = (
     "network",
     "input_channels",
     "n_stages",
@@ -31,6 +31,11 @@ SIZES = (
     "n_conv_per_stage_decoder",
     "expansion_per_stage",
     "vit_n_blocks",
+    "vit_num_heads",
+    "norm_op",
+    "norm_op_kwargs",
+    "nonlin",
+    "nonlin_kwargs",
 )
 
 
@@ -40,8 +45,8 @@ def check_network(checkpoint: Mapping[str, Any], description: Mapping[str, Any])
     Raises:
         ValueError: the plan has changed since; names what differs.
     """
-    sizes = {key: value for key, value in description.items() if key in SIZES}
-    differing = differences(checkpoint.get("hyspark", {}), sizes)
+    here = {key: value for key, value in description.items() if key in NETWORK}
+    differing = differences(checkpoint.get("hyspark", {}), here)
     if differing:
         raise ValueError("the checkpoint does not fit the current plan:\n" + "\n".join(differing))
 

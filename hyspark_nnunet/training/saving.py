@@ -13,6 +13,7 @@ from hyspark_nnunet.datasets.dataset_json import without_files
 from hyspark_nnunet.training.checkpoint_folder import FINAL, CheckpointFolder, training_progress
 from hyspark_nnunet.training.loop import TrainingLoop
 from hyspark_nnunet.training.resuming import check_network, check_recipe, group_mismatch
+from hyspark_nnunet.training.runtime.ranks import of_first_rank
 
 
 class SavedTraining(TrainingLoop):
@@ -97,6 +98,9 @@ class SavedTraining(TrainingLoop):
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
         self.checkpoints.write(self.state(epochs_done, inside_epoch), Path(filename))
+
+    def would_hide_earlier_training(self) -> bool:
+        return of_first_rank(bool(self.checkpoints.earlier_checkpoints()))
 
     def on_epoch_end(self) -> None:
         """The loop's; logs and pictures need the results folder, too."""

@@ -166,5 +166,5 @@ class ProgressScheduler:
         for group, initial_lr, decays, is_encoder in kept:
             group["initial_lr"] = initial_lr
             group["lr"] = initial_lr * factor * (encoder_factor if is_encoder else 1.0)
-            if decays and self.weight_decay is not None:
-                group["weight_decay"] = self.weight_decay(progress)
+            if self.weight_decay is not None:
+                group["weight_decay"] = self.weight_decay(progress) if decays else 0.0

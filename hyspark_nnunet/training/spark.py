@@ -21,7 +21,17 @@ from hyspark_nnunet.training.pretrain import PretrainTrainer
 
 ARCHITECTURES = ("PlainConvUNet", "ResidualEncoderUNet")
 # arguments of these networks that a checkpoint's description has, where the plan gives them
-DESCRIBED = ("n_stages", "features_per_stage", "n_blocks_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder")
+DESCRIBED = (
+    "n_stages",
+    "features_per_stage",
+    "n_blocks_per_stage",
+    "n_conv_per_stage",
+    "n_conv_per_stage_decoder",
+    "norm_op",
+    "norm_op_kwargs",
+    "nonlin",
+    "nonlin_kwargs",
+)
 
 
 class SparKFamily(NetworkFamily):

@@ -209,8 +209,9 @@ class RecipeTrainer(DistributedTraining):
             with replacing(base / name) as beside:
                 save_json(content, str(beside), sort_keys=False)
         fingerprint = Path(self.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
-        with replacing(base / fingerprint.name) as beside:
-            shutil.copyfile(fingerprint, beside)
+        if fingerprint.is_file():  # not needed; nnU-Net keeps it for people
+            with replacing(base / fingerprint.name) as beside:
+                shutil.copyfile(fingerprint, beside)
 
     def _check_preprocessed(self) -> None:
         folder = self.preprocessed_dataset_folder

@@ -113,6 +113,12 @@ def test_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.status == "FAIL" and "torch" in finding.message and "pip install" in finding.mend
 
 
+def test_a_torch_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.4.1+cpu")
+    finding = check_torch()
+    assert finding.status == "FAIL" and "2.4.1+cpu is too old" in finding.message and "torch>=2.5" in finding.mend
+
+
 def test_a_torch_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hyspark_nnunet.checkpoints.storage import check_whole, read_checkpoint
+from hyspark_nnunet.training import checkpoint_folder
 from hyspark_nnunet.training.checkpoint_folder import BEST, FINAL, LATEST, PREVIOUS, CheckpointFolder
 
 
@@ -59,12 +60,26 @@ def test_a_damaged_file_is_skipped(tmp_path: Path, fault: str) -> None:
         torch.save([1, 2], latest)
         content = latest.read_bytes()
     latest.write_bytes({"truncated": content[: len(content) // 2], "empty": b""}.get(fault, content))
-    (tmp_path / f".{LATEST}.1.tmp").write_bytes(b"half")
+    (tmp_path / f".{LATEST}.{1:016x}.tmp").write_bytes(b"half")
     path, [warning, _] = resumed(tmp_path)
     assert path == previous and str(latest) in warning and "This file is skipped" in warning
     assert not list(tmp_path.glob(".*.tmp"))
     previous.write_bytes(b"nothing")
     assert resumed(tmp_path)[0] == best
+
+
+def test_a_file_that_cannot_be_opened_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(tmp_path)
+    previous, latest = training.write(PREVIOUS, 4), training.write(LATEST, 5)
+
+    def read(path: Path, **options: Any) -> dict[str, Any]:
+        if path == latest:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_checkpoint(path, **options)
+
+    monkeypatch.setattr(checkpoint_folder, "read_checkpoint", read)
+    path, [warning, _] = resumed(tmp_path)
+    assert path == previous and f"{latest} cannot be read (Permission denied). This file is skipped" in warning
 
 
 def test_no_intact_checkpoint(tmp_path: Path) -> None:

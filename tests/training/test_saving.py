@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
-from hyspark_nnunet.training.checkpoint_folder import FINAL, LATEST, PREVIOUS
+from hyspark_nnunet.training.checkpoint_folder import BEST, FINAL, LATEST, PREVIOUS
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 from tests.nnunet_plans import CUBIC, make_plans
 from tests.training.conftest import make_trainer
@@ -53,6 +53,45 @@ class TestLoading:
         assert "/clinic" not in str(arguments)
         assert arguments["dataset_json"]["labels"] == given["labels"]
         assert trainer.my_init_kwargs["dataset_json"] == given
+
+    def test_a_stop_in_the_first_epoch_does_not_hide_an_earlier_training(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """``--c`` was forgotten; it still continues the earlier training."""
+        earlier = Path(self.saved(self.trainer(), epochs=3))
+        trainer = self.trainer()
+        trainer.stop.signal = "SIGTERM"
+        with pytest.raises(SystemExit) as ended:
+            trainer._stop_if_asked({})
+        assert ended.value.code == 0 and "earlier training, which --c continues" in capsys.readouterr().out
+        assert [file.name for file in Path(trainer.output_folder).glob("**/*.pth")] == [earlier.name]
+        trainer.current_epoch = 1
+        with pytest.raises(SystemExit):
+            trainer._stop_if_asked({})
+        kept = [file.name for file in Path(trainer.output_folder).glob("**/*.pth")]
+        assert sorted(kept) == sorted([earlier.name, LATEST]) and not earlier.exists()
+
+    def test_a_best_epoch_that_was_not_written_is_not_the_one_to_beat(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        trainer = self.trainer()
+        trainer._best_ema = 0.5
+
+        def judge() -> bool:
+            trainer._best_ema = 0.9
+            return True
+
+        def full_disk(*_: object) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(trainer, "judge_epoch", judge)
+        monkeypatch.setattr(trainer, "picture_epoch", lambda done: None)
+        for expected in (0.5, 0.9):
+            with monkeypatch.context() as disk:
+                if expected == 0.5:
+                    disk.setattr(trainer.checkpoints, "write", full_disk)
+                for name in ("train_losses", "val_losses", "epoch_start_timestamps"):
+                    trainer.logger.log(name, 1.0, trainer.current_epoch)
+                trainer.on_epoch_end()
+            assert trainer._best_ema == expected and Path(trainer.output_folder, BEST).exists() == (expected == 0.9)
 
     @pytest.mark.parametrize("kept", [True, False])
     def test_a_trial_that_writes_nothing_removes_nothing(self, kept: bool) -> None:

@@ -140,6 +140,13 @@ class TestProgressScheduler:
         scheduler.step(3)
         assert now.param_groups[0]["lr"] == 1e-3
 
+    def test_a_weight_decay_of_zero_wins_over_the_one_of_a_checkpoint(self):
+        before, now = optimizer((1e-3, 0.04)), optimizer((1e-3, 0.0))
+        scheduler = ProgressScheduler(now, 10, lambda progress: 1.0, lambda progress: 0.0)
+        now.load_state_dict(before.state_dict())
+        scheduler.step(3)
+        assert now.param_groups[0]["weight_decay"] == 0
+
     def test_a_second_scheduler_starts_from_the_same_peak(self):
         opt = optimizer((1e-4, 0.04))
         ProgressScheduler(opt, 10, lambda progress: 0.1)

@@ -11,6 +11,7 @@ from hyspark_nnunet.recipe.recipe import FinetuneRecipe, PretrainRecipe
 from hyspark_nnunet.recipe.sources import resolve_recipe
 from hyspark_nnunet.training.hyspark import HySparKPretrainTrainer
 from hyspark_nnunet.training.optimization import encoder_layers
+from hyspark_nnunet.training.resuming import check_network
 from hyspark_nnunet.training.spark import SparKFinetuneTrainer, SparKPretrainTrainer
 from tests.nnunet_plans import CUBIC, REQUIRING_IMPORT, make_plans, network_arguments
 from tests.training.conftest import make_trainer
@@ -154,3 +155,14 @@ def test_the_section_of_these_networks_overrides_the_shared_one() -> None:
         with pytest.raises(ValueError, match=words) as refused:
             make_trainer(SparKPretrainTrainer, plans)
         assert 'the plan\'s section "hyspark" or "spark"' in str(refused.value)
+
+
+def test_a_plan_whose_norm_has_changed_is_not_continued() -> None:
+    """The weights would load, and compute something else."""
+    plans = spark_plans()
+    described = make_trainer(SparKFinetuneTrainer, copy.deepcopy(plans)).describe_network()
+    check_network({"hyspark": described}, described)
+    arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments["norm_op_kwargs"] = {"eps": 1e-3, "affine": True}
+    with pytest.raises(ValueError, match="differs: norm_op_kwargs is .*1e-05.* in the file, .*0.001"):
+        check_network({"hyspark": described}, make_trainer(SparKFinetuneTrainer, plans).describe_network())

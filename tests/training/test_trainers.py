@@ -1,7 +1,9 @@
 """The trainers without a dataset: what they refuse, and what they build of a plan."""
 
 import copy
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from hyspark_nnunet.architectures.from_plans import n_stages_taken
 from hyspark_nnunet.building_blocks.depthwise import depthwise_convolutions
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
+from hyspark_nnunet.training.pretrained_weights import route_pretrained_weights
 from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
 from tests.training.conftest import make_trainer
 
@@ -196,6 +199,16 @@ def test_an_empty_section_is_no_section(trainer_class) -> None:
     trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark=None))
     trainer._write_recipe_to_plans()
     assert trainer.configuration_manager.configuration["hyspark"][trainer.recipe.kind]["preset"] == "B"
+
+
+def test_a_trainer_is_freed_after_its_training() -> None:
+    """nnU-Net's module, which calls trainers to load weights, outlives them."""
+    trainer = make_trainer(HySparKFinetuneTrainer, make_plans([16, 16, 16], CUBIC))
+    route_pretrained_weights(trainer)
+    seen = weakref.ref(trainer)
+    del trainer
+    gc.collect()
+    assert seen() is None
 
 
 def test_pretrained_weights_report_lies_with_the_checkpoints(tmp_path: Path) -> None:

@@ -20,23 +20,41 @@ class UnreadableCase(OSError):
     """A case cannot be used: its files are damaged or missing, or its voxels are not finite."""
 
 
-def fault_of(dataset: nnUNetBaseDataset, case: str) -> str | None:
-    """What is wrong with the files of a case; None: they can be read completely.
+def read_case(dataset: nnUNetBaseDataset, case: str) -> np.ndarray:
+    """Reads all files of a case completely.
 
     nnU-Net opens a case and reads the voxels of a patch later: damage may show at any point.
+
+    Returns:
+        its image, (C, *spatial).
+
+    Raises:
+        UnreadableCase: one of its files is damaged or missing.
     """
     part = "files"
     try:
-        names = ("image", "segmentation", "segmentation of the first stage")
-        arrays = dict(zip(names, dataset.load_case(case)[:3], strict=True))
-        for name, array in arrays.items():
+        image, *others = dataset.load_case(case)[:3]
+        part = "image"
+        voxels = np.asarray(image[:])
+        for name, array in zip(("segmentation", "segmentation of the first stage"), others, strict=True):
             part = name
             if array is not None:
                 np.asarray(array[:])
     except Exception as error:  # readers fail on a damaged file in any way
         folder = getattr(dataset, "source_folder", "")
         reason = (str(error).strip() or "no reason given").splitlines()[0]
-        return f"case {case}: its {part} in {folder} cannot be read ({type(error).__name__}: {reason})"
+        raise UnreadableCase(
+            f"case {case}: its {part} in {folder} cannot be read ({type(error).__name__}: {reason})"
+        ) from error
+    return voxels
+
+
+def fault_of(dataset: nnUNetBaseDataset, case: str) -> str | None:
+    """What is wrong with the files of a case; None: they can be read completely."""
+    try:
+        read_case(dataset, case)
+    except UnreadableCase as fault:
+        return str(fault)
     return None
 
 
@@ -46,9 +64,7 @@ def finite_image(dataset: nnUNetBaseDataset, case: str) -> torch.Tensor:
     Raises:
         UnreadableCase: its files cannot be read, or it has voxels that are not finite.
     """
-    if (fault := fault_of(dataset, case)) is not None:
-        raise UnreadableCase(fault)
-    image = torch.from_numpy(np.asarray(dataset.load_case(case)[0][:], dtype=np.float32))
+    image = torch.from_numpy(read_case(dataset, case).astype(np.float32))
     if not image.isfinite().all():
         raise UnreadableCase(f"case {case} has voxels that are not finite")
     return image

@@ -6,6 +6,7 @@ the machine: neither this file nor the trainers read it.
 """
 
 import os
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -14,6 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+# how long a process waits for another, which may be writing a checkpoint or validating the largest case; torchrun
+# notices at once if a process ends
+TIMEOUT = timedelta(hours=1)
 
 
 def from_torchrun() -> bool:
@@ -77,7 +82,7 @@ def any_rank(here: bool) -> bool:
 @lru_cache(maxsize=1)
 def _host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """A group of all processes for tensors on the CPU, beside the one for GPUs."""
-    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def maximum_over_ranks(value: Tensor) -> Tensor:

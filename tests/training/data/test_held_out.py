@@ -111,8 +111,14 @@ def test_ignored_voxels_do_not_change_the_result_of_a_case(size: tuple) -> None:
     first, second = (reconstruct_case(volume, *arguments, counted=counted) for volume in (image, spoilt))
     assert first.metrics == pytest.approx(second.metrics) and 0.2 < first.loss <= 1
     assert first.counted is not None and first.counted.shape == (1, 8, 8, 8)
-    nothing = reconstruct_case(image, (8, 8, 8), (4, 4, 4), 0.75, reconstruct, counted=counted & False)
-    assert nothing.metrics == {"reconstruction_loss": 0, "mean_absolute_error": 0}
+
+
+def test_a_case_without_a_hidden_voxel_that_counts_has_no_result() -> None:
+    image, counted = torch.rand(1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.bool)
+    case = reconstruct_case(
+        image, (8, 8, 8), (4, 4, 4), 0.75, lambda patch, _: torch.zeros_like(patch), counted=counted
+    )
+    assert case is None
 
 
 @pytest.mark.parametrize("size", [(8, 8, 8), (20, 8, 13), (3, 8, 9)])
