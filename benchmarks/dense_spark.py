@@ -1,6 +1,6 @@
 """The dense baseline (with masking) for nnU-Net's own networks.
 
-The modules that nnU-Net builds, over the whole volume, with the mask applied behind each convolution and norms over the
+The modules that nnU-Net builds, over the whole volume, with the mask applied after each convolution and norms over the
 visible voxels; the decoder by its own forward pass. The weights are those of a ``SparKMaskedAutoencoder``. It shares no
 computation with the package. Tests and benchmarks compare with it.
 """

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op
 from torch import nn
 
 from hyspark_nnunet.architectures.plan_arguments import per_axis
@@ -24,8 +25,6 @@ from hyspark_nnunet.checkpoints.storage import SourceWeights, read_weights
 from hyspark_nnunet.checkpoints.transfer import transfer_weights
 
 PerStage = Sequence[int | Sequence[int]]
-
-CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class LoadedEncoder(nn.Module):
@@ -78,7 +77,7 @@ def load_network(
             nnssl, a file of the HySparK release, ``.pth`` or ``.safetensors``, or ``hf://ORG/NAME[/FILE][@REVISION]``.
         num_classes: number of segmentation heads; None: one per label; without labels, the heads of the file.
         input_channels: channels of the image; None: as in the file.
-        strides: of the stages, one number or one per axis; None: as the file says, or 2 behind the first stage.
+        strides: of the stages, one number or one per axis; None: as the file says, or 2 after the first stage.
         kernel_sizes: of the stages, one number or one per axis; None: as in the file.
         deep_supervision: return the logits of every level, fine to coarse.
         labels: names of the heads. Heads are loaded if the file has a label of that name.
@@ -201,7 +200,7 @@ def build_network(
     return HySparKUNet(
         input_channels=input_channels,
         n_stages=n_stages,
-        conv_op=CONVOLUTIONS[dims],
+        conv_op=convert_dim_to_conv_op(dims),
         strides=[per_axis(value, dims) for value in strides],
         kernel_sizes=[per_axis(value, dims) for value in kernel_sizes or (3,) * n_stages],
         num_classes=num_classes,
@@ -288,7 +287,7 @@ def _source(
         arguments |= {
             "n_stages": sizes.n_stages,
             "features_per_stage": sizes.features_per_stage,
-            "conv_op": CONVOLUTIONS[dims],
+            "conv_op": convert_dim_to_conv_op(dims),
             "n_blocks_per_stage": sizes.n_blocks_per_stage,
             "expansion_per_stage": sizes.expansion_per_stage,
             "vit_n_blocks": sizes.vit_n_blocks,

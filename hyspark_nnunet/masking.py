@@ -11,6 +11,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+VARIANCE_EPSILON = 1e-6  # added to a mask unit's variance where it is standardised
+
 
 def unit_size(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """Size of one mask unit in input voxels per axis: the product of the strides of all stages.

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hyspark_nnunet.atomic_files import replacing
-from hyspark_nnunet.masking import mean_and_variance
+from hyspark_nnunet.masking import VARIANCE_EPSILON, mean_and_variance
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
@@ -32,11 +32,11 @@ IGNORED_COLOUR = (122, 72, 40)  # brown
 NOT_JUDGED = (46, 49, 57)  # visible and ignored voxels in the column of errors
 ERROR_COLOURS = "inferno"
 COLUMNS = ("input", "visible to the network", "reconstruction", "absolute error, hidden voxels")
-CAPTION = (
-    "Blue: hidden. Dark grey: visible. Hidden blocks of the reconstruction are rescaled to the mean and standard "
-    "deviation of the input block: the network predicts standardised blocks."
+CAPTION = "Blue: hidden. Dark grey: visible."
+STANDARDISED_CAPTION = (
+    " Hidden blocks of the reconstruction are rescaled to the mean and standard deviation of the input block: the "
+    "network predicts standardised blocks."
 )
-
 IGNORED_CAPTION = " Brown: hidden voxels with the ignore label, which do not count."
 
 
@@ -104,36 +104,7 @@ def restore_intensities(
     else:
         mean, variance = mean_and_variance(blocks, counted.reshape(1, *split), inside_unit)
     predicted = reconstruction.to(dtype).reshape(blocks.shape)
-    return (predicted * (variance + 1e-6).sqrt() + mean).reshape(image.shape)
-
-
-def reconstruction_picture(
-    image: npt.ArrayLike | Tensor,
-    visible: npt.ArrayLike | Tensor,
-    reconstruction: npt.ArrayLike | Tensor,
-    path: Path | str,
-    title: str | None = None,
-    spacing: Sequence[float] = (1.0, 1.0, 1.0),
-    channel: int = 0,
-) -> None:
-    """Writes input, masked input, reconstruction and absolute error, in three planes, as one PNG.
-
-    The plane's names hold for nnU-Net's usual order of axes (z, y, x). A slice of a 2d configuration, (C, y, x), is one
-    plane.
-
-    Args:
-        image: (C, z, y, x), or (C, y, x).
-        visible: bool (1, *grid) or (*grid), True = kept.
-        reconstruction: as the image, in its intensities (see ``restore_intensities``).
-        path: of the PNG, which is replaced atomically.
-        title: above the picture.
-        spacing: size of a voxel (z, y, x), or (y, x).
-        channel: which one is shown.
-
-    Raises:
-        ValueError: shapes that do not fit together, or no such channel.
-    """
-    reconstruction_pictures([Example("", image, visible, reconstruction)], path, title, spacing, channel)
+    return (predicted * (variance + VARIANCE_EPSILON).sqrt() + mean).reshape(image.shape)
 
 
 def reconstruction_pictures(
@@ -141,15 +112,29 @@ def reconstruction_pictures(
     path: Path | str,
     title: str | None = None,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
-    channel: int = 0,
+    standardised: bool = True,
 ) -> None:
-    """``reconstruction_picture`` of several examples, one below the other."""
+    """Writes input, masked input, reconstruction and absolute error of examples, in three planes, as one PNG.
+
+    The plane's names hold for nnU-Net's usual order of axes (z, y, x). A slice of a 2d configuration, (C, y, x), is one
+    plane. Of several channels the first is shown.
+
+    Args:
+        examples: one below the other; reconstructions in the image's intensities (see ``restore_intensities``).
+        path: of the PNG, which is replaced atomically.
+        title: above the picture.
+        spacing: size of a voxel (z, y, x), or (y, x).
+        standardised: the network predicted standardised units, which were rescaled.
+
+    Raises:
+        ValueError: no examples, or shapes that do not fit together.
+    """
     if not examples:
         raise ValueError("no examples to draw")
     rows = [
         (example.name, f"{plane}, slice {panels.place}" if plane in PLANES else plane, panels)
         for example in examples
-        for plane, panels in _panels(example, spacing, channel).items()
+        for plane, panels in _panels(example, spacing).items()
     ]
     heights = [panels.input.shape[0] * panels.aspect / panels.input.shape[1] for _, _, panels in rows]
     column, caption = 2.6, 0.45  # inches
@@ -188,8 +173,9 @@ def reconstruction_pictures(
     bar.outline.set_visible(False)
     if title:
         figure.text(0.5, 1 - 0.28 / height, title, color="white", fontsize=13, ha="center", va="center")
-    caption_text = CAPTION + (IGNORED_CAPTION if any(example.counted is not None for example in examples) else "")
-    figure.text(0.5, 0.2 / height, caption_text, color="#b9bec9", fontsize=8, ha="center", va="center")
+    ignoring = any(example.counted is not None for example in examples)
+    said = CAPTION + STANDARDISED_CAPTION * standardised + IGNORED_CAPTION * ignoring
+    figure.text(0.5, 0.2 / height, said, color="#b9bec9", fontsize=8, ha="center", va="center")
     save_figure(figure, path, dpi=110)
 
 
@@ -256,7 +242,7 @@ def progress_picture(
     save_figure(figure, path, dpi=110)
 
 
-def _panels(example: Example, spacing: Sequence[float], channel: int) -> dict[str, Panels]:
+def _panels(example: Example, spacing: Sequence[float]) -> dict[str, Panels]:
     """The rows of one example by plane; one window for all, from the 0.5 to the 99.5 percentile of the input."""
     arrays = (example.image, example.reconstruction)
     whole, rebuilt = (np.asarray(_on_cpu(array), dtype=np.float32) for array in arrays)
@@ -265,8 +251,6 @@ def _panels(example: Example, spacing: Sequence[float], channel: int) -> dict[st
         raise ValueError(
             f"image {whole.shape} and reconstruction {rebuilt.shape} must both be (C, z, y, x) or (C, y, x) and equal"
         )
-    if not 0 <= channel < len(whole):
-        raise ValueError(f"channel {channel} does not exist: the image has {len(whole)} channel(s), counted from 0")
     grid: tuple[int, ...] = kept.shape[1 - whole.ndim :]
     planes: tuple[str, ...] = PLANES
     if whole.ndim == 3:  # a volume of one slice
@@ -281,7 +265,7 @@ def _panels(example: Example, spacing: Sequence[float], channel: int) -> dict[st
         judged = hidden
     else:
         judged = hidden & np.asarray(_on_cpu(example.counted), dtype=bool).reshape(hidden.shape)
-    volume, rebuilt_volume = whole[channel], np.where(hidden, rebuilt[channel], whole[channel])
+    volume, rebuilt_volume = whole[0], np.where(hidden, rebuilt[0], whole[0])
     low, high = np.percentile(volume, (0.5, 99.5))
 
     rows = {}

@@ -1,6 +1,7 @@
 """Pictures hold what they claim: tests of hyspark_nnunet/visualisation.py."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from hyspark_nnunet.visualisation import (
     IGNORED_COLOUR,
     Example,
     progress_picture,
-    reconstruction_picture,
     reconstruction_pictures,
     restore_intensities,
 )
@@ -77,13 +77,17 @@ class TestRestoreIntensities:
             restore_intensities(reconstruction, image, (5, 8, 8))
 
 
+def picture(image: Any, visible: Any, reconstruction: Any, path: Path, **options: Any) -> None:
+    reconstruction_pictures([Example("", image, visible, reconstruction)], path, **options)
+
+
 class TestReconstructionPicture:
     def test_panels(self) -> None:
         """Tint where hidden, input where visible, in the window of the input."""
         image, visible, reconstruction = example()
         hidden = np.kron(~visible[0].numpy(), np.ones(UNIT, dtype=bool))
         low, high = np.percentile(image.numpy(), (0.5, 99.5))
-        rows = list(visualisation._panels(Example("", image, visible, reconstruction), (5.0, 1.0, 2.0), 0).values())
+        rows = list(visualisation._panels(Example("", image, visible, reconstruction), (5.0, 1.0, 2.0)).values())
         for axis, row in enumerate(rows):
             covered = np.take(hidden, row.place, axis)
             assert covered.any()
@@ -103,7 +107,7 @@ class TestReconstructionPicture:
         counted = torch.rand(1, *SHAPE) < 0.5
         plain = Example("", image, visible, reconstruction)
         marked = plain._replace(counted=counted)
-        rows = [visualisation._panels(drawn, (1.0, 1.0, 1.0), 0).values() for drawn in (plain, marked)]
+        rows = [visualisation._panels(drawn, (1.0, 1.0, 1.0)).values() for drawn in (plain, marked)]
         for axis, (before, after) in enumerate(zip(*rows, strict=True)):
             ignored = np.isfinite(before.error) & ~np.take(counted[0].numpy(), after.place, axis)
             assert ignored.any() and (after.masked[ignored] == IGNORED_COLOUR).all()
@@ -117,17 +121,17 @@ class TestReconstructionPicture:
         """The PNG holds the tint on as much of its area as is hidden in the slices."""
         image, visible, reconstruction = example()
         path = tmp_path / "new" / "picture.png"
-        reconstruction_picture(image, visible, reconstruction, path, title="epoch 1", spacing=(2.0, 1.0, 1.0))
+        picture(image, visible, reconstruction, path, title="epoch 1", spacing=(2.0, 1.0, 1.0))
         tinted = (read(path) == np.array(HIDDEN_COLOUR)).all(-1)
         columns = np.flatnonzero(tinted.any(0))
         width = read(path).shape[1]
         assert 0.2 * width < columns.min() < columns.max() < 0.55 * width  # the second column only
         nothing_hidden = tmp_path / "visible.png"
-        reconstruction_picture(image, torch.ones_like(visible), reconstruction, nothing_hidden, spacing=(2.0, 1.0, 1.0))
+        picture(image, torch.ones_like(visible), reconstruction, nothing_hidden, spacing=(2.0, 1.0, 1.0))
         assert share_of(read(nothing_hidden), HIDDEN_COLOUR) == 0
         everything = tmp_path / "hidden.png"
-        reconstruction_picture(image, torch.zeros_like(visible), reconstruction, everything, spacing=(2.0, 1.0, 1.0))
-        rows = list(visualisation._panels(Example("", image, visible, reconstruction), (2.0, 1.0, 1.0), 0).values())
+        picture(image, torch.zeros_like(visible), reconstruction, everything, spacing=(2.0, 1.0, 1.0))
+        rows = list(visualisation._panels(Example("", image, visible, reconstruction), (2.0, 1.0, 1.0)).values())
         hidden = np.average(
             [np.isfinite(row.error).mean() for row in rows],
             weights=[row.input.shape[0] * row.aspect / row.input.shape[1] for row in rows],
@@ -138,42 +142,34 @@ class TestReconstructionPicture:
 
     def test_a_slice_of_a_2d_configuration_is_one_plane(self, tmp_path: Path) -> None:
         image, visible, reconstruction = (tensor[:, 0] for tensor in example())
-        flat = visualisation._panels(Example("", image, visible, reconstruction), (1.0, 2.0), 0)
+        flat = visualisation._panels(Example("", image, visible, reconstruction), (1.0, 2.0))
         whole = visualisation._panels(
-            Example("", image[:, None], visible[:, None], reconstruction[:, None]), (9.0, 1.0, 2.0), 0
+            Example("", image[:, None], visible[:, None], reconstruction[:, None]), (9.0, 1.0, 2.0)
         )
         assert list(flat) == ["slice"]
         for one, other in zip(flat["slice"], whole["axial"], strict=True):
             np.testing.assert_array_equal(one, other)
-        reconstruction_picture(image, visible, reconstruction, tmp_path / "slice.png", spacing=(1.0, 2.0))
+        picture(image, visible, reconstruction, tmp_path / "slice.png", spacing=(1.0, 2.0))
         assert read(tmp_path / "slice.png").std() > 5
 
     def test_leaves_only_the_picture(self, tmp_path: Path) -> None:
-        reconstruction_picture(*example(), tmp_path / "picture.png")
+        picture(*example(), tmp_path / "picture.png")
         assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]
 
     def test_anisotropic_spacing_stretches(self, tmp_path: Path) -> None:
         for spacing in (1.0, 4.0):
-            reconstruction_picture(*example(), tmp_path / f"{spacing}.png", spacing=(spacing, 1.0, 1.0))
+            picture(*example(), tmp_path / f"{spacing}.png", spacing=(spacing, 1.0, 1.0))
         assert read(tmp_path / "4.0.png").shape[0] > 1.5 * read(tmp_path / "1.0.png").shape[0]
-
-    def test_channels(self, tmp_path: Path) -> None:
-        image, visible, reconstruction = example(channels=2)
-        for channel in (0, 1):
-            reconstruction_picture(image, visible, reconstruction, tmp_path / f"{channel}.png", channel=channel)
-        assert (read(tmp_path / "0.png") != read(tmp_path / "1.png")).any()
-        with pytest.raises(ValueError, match="channel 2 does not exist: the image has 2"):
-            reconstruction_picture(image, visible, reconstruction, tmp_path / "2.png", channel=2)
 
     def test_mask_without_channel_axis_and_arrays(self, tmp_path: Path) -> None:
         image, visible, reconstruction = example()
-        reconstruction_picture(image, visible, reconstruction, tmp_path / "tensors.png")
-        reconstruction_picture(image.numpy(), visible[0].numpy(), reconstruction.numpy(), tmp_path / "arrays.png")
+        picture(image, visible, reconstruction, tmp_path / "tensors.png")
+        picture(image.numpy(), visible[0].numpy(), reconstruction.numpy(), tmp_path / "arrays.png")
         np.testing.assert_array_equal(read(tmp_path / "tensors.png"), read(tmp_path / "arrays.png"))
 
     def test_constant_image(self, tmp_path: Path) -> None:
         image, visible, _ = example()
-        reconstruction_picture(torch.zeros_like(image), visible, torch.zeros_like(image), tmp_path / "flat.png")
+        picture(torch.zeros_like(image), visible, torch.zeros_like(image), tmp_path / "flat.png")
         assert share_of(read(tmp_path / "flat.png"), HIDDEN_COLOUR) > 0.05
 
     def test_several_examples_stand_below_each_other(self, tmp_path: Path) -> None:
@@ -194,9 +190,9 @@ class TestReconstructionPicture:
     def test_refuses_what_does_not_fit(self, tmp_path: Path) -> None:
         image, visible, reconstruction = example()
         with pytest.raises(ValueError, match="must both be"):
-            reconstruction_picture(image[0], visible, reconstruction, tmp_path / "a.png")
+            picture(image[0], visible, reconstruction, tmp_path / "a.png")
         with pytest.raises(ValueError, match=r"\(12, 32, 40\).*\(3, 4, 7\)"):
-            reconstruction_picture(image, torch.ones(3, 4, 7), reconstruction, tmp_path / "a.png")
+            picture(image, torch.ones(3, 4, 7), reconstruction, tmp_path / "a.png")
         assert not list(tmp_path.iterdir())
 
 

@@ -18,11 +18,11 @@ HEAD_SIZE = 32
 
 
 class EncoderStage(nn.Module):
-    """MedNeXt blocks, then, but for the last stage, a convolution to the next stage's channels.
+    """MedNeXt blocks, then (except in the last stage) a convolution to the next stage's channels.
 
     Args:
         channels: of the input and the blocks.
-        out_channels: of the convolution behind the blocks; None: no convolution.
+        out_channels: of the convolution after the blocks; None: no convolution.
         n_blocks: number of MedNeXt blocks.
         expansion: of each block.
         kernel_size: of every convolution of the stage.
@@ -52,7 +52,7 @@ class HybridEncoder(nn.Module):
         n_stages: number of stages n, at least 2.
         features_per_stage: n channel counts c_0 .. c_(n-1); the stem leads to c_0.
         kernel_sizes: n kernel sizes, per axis.
-        strides: n strides, per axis; the first is 1, pooling behind stage i is ``strides[i + 1]``.
+        strides: n strides, per axis; the first is 1, pooling after stage i is ``strides[i + 1]``.
         n_blocks_per_stage: n numbers of MedNeXt blocks.
         expansion_per_stage: n expansions of the MedNeXt blocks.
         vit_n_blocks: transformer blocks on the last stage.

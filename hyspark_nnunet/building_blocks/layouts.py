@@ -128,7 +128,7 @@ class DenseLayout:
         return (rows[0] if len(rows) == 1 else torch.cat(rows)).view(field.shape)
 
     def coarser(self, stride: Sequence[int]) -> "DenseLayout":
-        """The layout behind an operation with this stride."""
+        """The layout after an operation with this stride."""
         return DenseLayout([n // s for n, s in zip(self.spatial, stride, strict=True)])
 
     def tokens(self, field: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A transposed convolution and the convolution behind it, as one convolution on the coarse grid.
+"""A transposed convolution and the convolution after it, as one convolution on the coarse grid.
 
 Both are linear. For each output parity (position modulo the stride), the two together equal one small convolution of
 the coarse grid: with stride 2 and kernel 3 it has 2 taps per axis instead of 3. The output of the transposed
@@ -48,7 +48,7 @@ def merge_axis(stride: int, kernel: int) -> MergedAxis:
 
     Args:
         stride: of the transposed convolution, whose kernel is as large.
-        kernel: of the convolution behind it, odd.
+        kernel: of the convolution after it, odd.
     """
     reach = kernel // 2
     first = [(parity - reach) // stride for parity in range(stride)]
@@ -70,7 +70,7 @@ class MergedUpsampling(nn.Module):
 
     Args:
         stride: of the transposed convolution, whose kernel is as large, per axis.
-        kernel: of the convolution behind it, per axis, odd; its padding keeps the size.
+        kernel: of the convolution after it, per axis, odd; its padding keeps the size.
     """
 
     index: Tensor

@@ -59,7 +59,7 @@ class PlanDecoder(PlanBlocks):
         coarser: Tensor,
         skip: Tensor,
     ) -> Tensor:
-        """Up to the stage's last convolution; its norm and nonlinearity belong to the level behind."""
+        """Up to the stage's last convolution; its norm and nonlinearity belong to the next level."""
 
         def join(coarser: Tensor, skip: Tensor) -> Tensor:
             upsampled = up(to_channels_first(finish_coarser(coarser)))

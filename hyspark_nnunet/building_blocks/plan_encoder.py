@@ -16,7 +16,7 @@ class PlanEncoder(PlanBlocks):
     """PlainConvEncoder or ResidualEncoder of dynamic-network-architectures, with its own modules and parameter names.
 
     ``encoder(image)`` is nnU-Net's own forward pass, ``encoder(image, visible)`` that of masked pre-training: dense
-    convolutions with the mask applied behind each of them, and norms over the visible voxels. All stages are taken.
+    convolutions with the mask applied after each of them, and norms over the visible voxels. All stages are taken.
     Source: SparK (arXiv 2301.03580).
 
     Args:

@@ -5,20 +5,19 @@ from functools import partial
 from math import prod
 
 import torch
+from dynamic_network_architectures.building_blocks.helper import get_matching_batchnorm
 from torch import Tensor, nn
 
 from hyspark_nnunet.building_blocks.mednext import convolution_class
 from hyspark_nnunet.building_blocks.merged_upsampling import MergedUpsampling
 from hyspark_nnunet.building_blocks.recomputation import Recomputing
 
-BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
 
 class ConvNormReLU(nn.Sequential):
     """Convolution, BatchNorm, ReLU, twice; the first convolution changes the channels."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Sequence[int]) -> None:
-        convolution, norm = convolution_class(len(kernel_size)), BATCH_NORM[len(kernel_size)]
+        convolution, norm = convolution_class(len(kernel_size)), get_matching_batchnorm(dimension=len(kernel_size))
         kernel, padding = tuple(kernel_size), tuple(k // 2 for k in kernel_size)
         super().__init__(
             convolution(in_channels, out_channels, kernel, padding=padding),
@@ -34,7 +33,7 @@ class ConvNormReLU(nn.Sequential):
         return self[0](image)
 
     def second(self, convolved: Tensor) -> Tensor:
-        """From behind the first convolution to behind the second."""
+        """From the first convolution's output to the second's."""
         return self[3](self[2](self[1](convolved)))
 
     def finish(self, convolved: Tensor) -> Tensor:
@@ -54,7 +53,7 @@ class UpsamplingLevel(nn.Module):
         up_kernel: kernel of the stage of the output.
 
     Attributes:
-        merge: whether the upsampling and the convolution behind it are computed as one; None: where that pays.
+        merge: whether the upsampling and the convolution after it are computed as one; None: where that pays.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class UpsamplingLevel(nn.Module):
         self.merge: bool | None = None
 
     def go_up(self, running: Tensor) -> Tensor:
-        """(B, C, *spatial) through the upsampling and the first convolution behind it."""
+        """(B, C, *spatial) through the upsampling and the first convolution after it."""
         up, first = self.upsample, self.refine[0]
         fine_voxels = len(running) * prod(running.shape[2:]) * prod(up.stride)
         pays = self.merged.pays(fine_voxels, first.in_channels, first.out_channels)
@@ -133,7 +132,7 @@ class ReconstructionDecoder(Recomputing):
     def forward(self, skips: Sequence[Tensor]) -> Tensor:
         """Densified skips, coarse to fine, to the reconstruction (B, out_channels, *spatial)."""
         # between the steps the running feature is kept as the last convolution left it; "pending", its norm and ReLU,
-        # belongs to the step behind, where it can be recomputed
+        # belongs to the next step, where it can be recomputed
         running, pending = skips[0], _identity
         for level, skip in zip(self.levels, skips, strict=True):
             running = self.full(partial(self._level, level, pending), running, skip)

@@ -5,14 +5,13 @@ from itertools import chain
 from math import prod
 
 import torch
+from dynamic_network_architectures.building_blocks.helper import get_matching_instancenorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyspark_nnunet.building_blocks.layouts import DenseLayout, to_channels_first, to_channels_last
 from hyspark_nnunet.building_blocks.mednext import MedNeXtBlock, convolution_class
 from hyspark_nnunet.building_blocks.recomputation import Recomputing
-
-INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 def pad_front(image: Tensor, amount: Sequence[int]) -> Tensor:
@@ -71,7 +70,7 @@ class ResidualFusion(nn.Module):
         self.conv1 = convolution(in_channels, out_channels, kernel, padding=padding)
         self.conv2 = convolution(out_channels, out_channels, kernel, padding=padding)
         self.shortcut = convolution(in_channels, out_channels, 1)
-        self.norm = INSTANCE_NORM[dims](out_channels)
+        self.norm = get_matching_instancenorm(dimension=dims)(out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, in_channels, *spatial) to (B, out_channels, *spatial)."""

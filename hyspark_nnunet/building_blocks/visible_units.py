@@ -60,7 +60,7 @@ class VisibleUnits:
         return slots.gather(1, self.index[..., None].expand(-1, -1, slots.shape[-1])).flatten(0, 1)
 
     def halo_index(self, block: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-        """The rows that a convolution reads, for a field with ``zero_rows`` rows of zeros behind its last.
+        """The rows that a convolution reads, for a field with ``zero_rows`` rows of zeros after its last.
 
         As the function ``halo_index``, in int32, but hidden voxels are spread over the rows of zeros: on CUDA all their
         gradients would otherwise be added to one row, one after the other. Each index is computed once.
@@ -74,7 +74,7 @@ class VisibleUnits:
         return self._halo_indices[key]
 
     def zero_rows(self, block: Sequence[int]) -> int:
-        """Number of rows of zeros behind a field's last, for what hidden voxels are read as."""
+        """Number of rows of zeros after a field's last, for what hidden voxels are read as."""
         return min(MOST_ZERO_ROWS, self.num_blocks * prod(block))
 
     def gather_units(self, units: Tensor) -> Tensor:

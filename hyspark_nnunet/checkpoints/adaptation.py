@@ -134,7 +134,8 @@ def channel_assignment(
         source: names of the file's channels, "0", "1", ... where it does not name them.
         target: names of the network's channels.
         mapping: ``input_channel_mapping`` of the recipe, such as ``T1=CT, T2=CT``: each channel of the network with a
-            channel of the file, by name or number. None: by name if the file has all names, else averaged.
+            channel of the file, by name or number. None: by name if the file has all names, else by
+            position if there are equally many, else averaged.
 
     Returns:
         a source channel per target channel, or None for the average of all; and a text on the assignment, "" if the

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from hyspark_nnunet.checkpoints.sizes import EncoderSizes, encoder_sizes, highest
+from hyspark_nnunet.checkpoints.sizes import EncoderSizes, as_lists, encoder_sizes, highest
 
 PLAIN, RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
 CLASSES = "dynamic_network_architectures.architectures.unet"
@@ -71,7 +71,7 @@ class PlanSizes(NamedTuple):
         """Arguments of the network as a plan has them, with nnU-Net's norm, nonlinearity and no dropout.
 
         Args:
-            strides: of the stages; None: those of the decoder, or 2 behind the first stage.
+            strides: of the stages; None: those of the decoder, or 2 after the first stage.
         """
         dims = len(self.kernel_sizes[0])
         if strides is None:
@@ -109,7 +109,7 @@ def is_resenc_l(class_name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether a network is the one that nnssl calls ResEncL."""
     if class_name.rpartition(".")[2] != RESIDUAL or "block" in arguments or "stem_channels" in arguments:
         return False
-    return all(_listed(arguments.get(name)) == value for name, value in RESENC_L_SIZES.items())
+    return all(as_lists(arguments.get(name)) == value for name, value in RESENC_L_SIZES.items())
 
 
 def resenc_l_arguments() -> dict[str, Any]:
@@ -168,7 +168,7 @@ def network_sizes(state: Mapping[str, Tensor]) -> EncoderSizes | PlanSizes | Non
 
 
 def finetuning_trainer(sizes: EncoderSizes | PlanSizes | None) -> str:
-    """Name of the trainer that fine-tunes a network of these sizes; None: of a file that does not say them."""
+    """Name of the trainer that fine-tunes a network of these sizes; None: HySparK's."""
     return "SparKFinetuneTrainer" if isinstance(sizes, PlanSizes) else "HySparKFinetuneTrainer"
 
 
@@ -200,8 +200,3 @@ def _decoder(state: Mapping[str, Tensor], n_stages: int, dims: int) -> tuple[lis
     strides = [(1,) * dims, *(tuple(weight.shape[2:]) for weight in reversed(up) if weight is not None)]
     counts = [1 + highest(state, rf"decoder\.stages\.{level}\.convs\.(\d+)\.") for level in range(n_stages - 1)]
     return strides, counts
-
-
-def _listed(value: Any) -> Any:
-    """Tuples as lists."""
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -74,3 +74,8 @@ def decoder_expansions(state: Mapping[str, Tensor]) -> list[int] | None:
 def highest(state: Mapping[str, Tensor], pattern: str) -> int:
     """The highest number in the pattern's group; -1 if no name matches."""
     return max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1)
+
+
+def as_lists(value: Any) -> Any:
+    """Tuples as lists: older checkpoints hold tuples, JSON gives lists."""
+    return [as_lists(item) for item in value] if isinstance(value, list | tuple) else value

@@ -22,7 +22,7 @@ from hyspark_nnunet.checkpoints.correspondence import (
 from hyspark_nnunet.checkpoints.heads import HEADS, matching_heads
 from hyspark_nnunet.checkpoints.plan_sizes import PlanSizes, finetuning_trainer, network_sizes
 from hyspark_nnunet.checkpoints.report import TransferReport
-from hyspark_nnunet.checkpoints.sizes import EncoderSizes
+from hyspark_nnunet.checkpoints.sizes import EncoderSizes, as_lists
 from hyspark_nnunet.checkpoints.state_dicts import stored_once
 
 MIN_ENCODER_SHARE = 0.9
@@ -307,15 +307,10 @@ def differences(source: Mapping[str, Any], target: Mapping[str, Any]) -> list[st
         source: description in the file.
         target: description of this network; only its keys are compared.
     """
-    keys = [key for key in target if key in source and _listed(source[key]) != _listed(target[key])]
+    keys = [key for key in target if key in source and as_lists(source[key]) != as_lists(target[key])]
     return [
         f"differs: {key} is {source[key]} in the file, {target[key]} here" for key in keys if key not in NOT_COMPARED
     ]
-
-
-def _listed(value: Any) -> Any:
-    """Tuples as lists: older checkpoints hold tuples, JSON gives lists."""
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _times(sizes: torch.Size) -> str:

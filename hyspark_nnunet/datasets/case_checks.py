@@ -16,7 +16,7 @@ from hyspark_nnunet.datasets.case_names import RESERVED
 from hyspark_nnunet.datasets.nifti import read_to_end
 from hyspark_nnunet.datasets.volumes import Counted, read_counted, size_text, voxels
 
-SPACING_MM = (0.01, 30.0)  # outside is a slip of units: metres, micrometres
+SPACING_MM = (0.01, 30.0)  # outside is a wrong unit: metres, micrometres
 DIRECTION_TOLERANCE = 1e-3  # of a direction cosine
 ITK_READERS = ("SimpleITKIO", "SimpleITKIOWithReorient")
 # what reading a file may raise; MemoryError: a damaged header may promise anything

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from hyspark_nnunet.datasets.case_checks import (
     without_voxels,
 )
 from hyspark_nnunet.datasets.ct_recognition import ct_fault
-from hyspark_nnunet.datasets.dataset_json import CaseFiles
+from hyspark_nnunet.datasets.dataset_json import CaseFiles, resolved
 from hyspark_nnunet.datasets.dicom import read_series
 from hyspark_nnunet.datasets.excluded_masks import with_ignored
 from hyspark_nnunet.datasets.foreground import CT, body_mask, full_mask
@@ -83,16 +83,19 @@ def named(problems: Mapping[str, str], most: int | None = None) -> str:
     return "\n".join(lines + ([f"  and {len(problems) - len(lines)} more"] if len(problems) > len(lines) else []))
 
 
-def draw_check(folder: Path, target: Path, cases: Mapping[str, CaseFiles], resolve: Callable[[str], str]) -> None:
+def draw_check(folder: Path, target: Path, cases: Mapping[str, CaseFiles]) -> None:
     """Draws some cases spread over the set into foreground_check.png.
 
     Args:
         folder: that is being built.
         target: its final path.
         cases: of the dataset.
-        resolve: makes an entry of dataset.json a path that exists now.
     """
     from hyspark_nnunet.datasets.foreground_picture import foreground_picture  # brings torch: not in the workers
+
+    def resolve(listed: str) -> str:
+        made = folder / os.path.expandvars(listed)  # an absolute path stays as it is
+        return str(made) if made.exists() else resolved(listed, target)
 
     order = sorted(cases)
     picked = [order[i] for i in sorted({round(p) for p in np.linspace(0, len(order) - 1, PICTURED)})]

@@ -35,7 +35,7 @@ def for_each(
 
     Raises:
         ValueError: fewer than one process.
-        RuntimeError: a worker died, as a rule for want of memory; or the function failed for a job that has a ``name``,
+        RuntimeError: a worker died, usually because memory was full; or the function failed for a job with a ``name``,
             which the message tells.
     """
     if processes < 1:

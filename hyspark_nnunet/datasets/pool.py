@@ -104,12 +104,7 @@ def pool(options: PoolOptions, raw: Path) -> Path:
             raise ValueError("no case is left for the pool: all are held out")
         cases = made_cases(jobs, options.skip_bad, options.processes, left_out, ready)
 
-        def resolve(listed: str) -> str:
-            path = os.path.expandvars(listed)
-            made = building / path
-            return str(made) if made.exists() else os.path.abspath(target / path)
-
-        draw_check(building, target, cases, resolve)
+        draw_check(building, target, cases)
         subjects = {
             usable_name(prefix + case): prefix + subject
             for dataset, prefix in zip(datasets, prefixes, strict=True)

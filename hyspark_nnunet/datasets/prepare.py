@@ -220,14 +220,8 @@ def _finish(
     with_ignore: bool,
 ) -> None:
     """The picture, then dataset.json: last, it makes a folder a dataset."""
-
-    def resolve(listed: str) -> str:
-        path = os.path.expandvars(listed)
-        made = building / path
-        return str(made) if not os.path.isabs(path) and made.exists() else os.path.abspath(target / path)
-
     if labels == "foreground":
-        draw_check(building, target, cases, resolve)
+        draw_check(building, target, cases)
     more = {
         "made_by": "dataset prepare",
         **({"left_out": dict(left_out)} if left_out else {}),

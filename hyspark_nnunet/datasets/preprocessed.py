@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 
@@ -63,5 +64,5 @@ def check_holds_cases(folder: Path | None, plans_manager: PlansManager, configur
 
 def preprocess_command(plans_manager: PlansManager, configuration_name: str) -> str:
     """The command that preprocesses a dataset for a configuration of these plans: the cases that are missing."""
-    number = plans_manager.dataset_name[7:10].lstrip("0")
+    number = convert_dataset_name_to_id(plans_manager.dataset_name)
     return f"hyspark_nnunet preprocess -d {number} -c {configuration_name} -p {plans_manager.plans_name}"

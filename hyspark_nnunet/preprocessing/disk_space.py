@@ -45,7 +45,7 @@ def check_disk_space(
     else:
         voxels = _voxels_of_a_case(folder.parent, plans_manager, configuration_manager)
         if voxels is None:
-            return f"Disk space: not estimated, for want of a fingerprint; {free / GB:.1f} GB are free"
+            return f"Disk space: not estimated, because there is no fingerprint; {free / GB:.1f} GB are free"
         channels = len(configuration_manager.normalization_schemes)
         needed = n_cases * voxels * channels * 4  # float32; labels hardly count when compressed
         least = needed / BEST_COMPRESSION

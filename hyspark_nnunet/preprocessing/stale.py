@@ -1,4 +1,4 @@
-"""Cases in a folder that the plans of today would not give."""
+"""Cases in a folder that preprocessing with the current plans would not give."""
 
 import contextlib
 import os

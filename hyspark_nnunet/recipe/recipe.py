@@ -131,7 +131,7 @@ class Recipe:
         unit="T1=CT, T2=CT",
         source=OURS,
         meaning="for each channel, the channel of the -pretrained_weights file that it starts from, by name or number; "
-        "none: by name if all names are found, otherwise averaged",
+        "none: by name if all names are found, by position if there are equally many, otherwise averaged",
     )
     # per field: "default", "plan ..." or "environment ..."
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)

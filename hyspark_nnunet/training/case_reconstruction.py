@@ -15,15 +15,18 @@ from torch import Tensor
 from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.masking import mask_grid, view_at
 from hyspark_nnunet.training.data.held_out import SEED, fixed_mask
-from hyspark_nnunet.training.loss import reconstruction_loss
+from hyspark_nnunet.training.loss import loss_of_predicting_means, reconstruction_loss
 from hyspark_nnunet.visualisation import restore_intensities
+
+METRICS = ("reconstruction_loss", "loss_of_predicting_means", "mean_absolute_error")
 
 
 class CaseReconstruction(NamedTuple):
     """The result for one case.
 
     Attributes:
-        loss: mean ``reconstruction_loss`` of the patches; predicting the mean of each unit gives 1.
+        loss: mean ``reconstruction_loss`` of the patches.
+        loss_of_means: that of predicting the mean of each hidden unit; below 1 if units are constant, as air is.
         mean_absolute_error: over hidden voxels, in preprocessed intensities.
         n_patches: number of patches that cover the case.
         image: (C, *patch), the patch in the middle of the case (2d: of the middle slice).
@@ -33,6 +36,7 @@ class CaseReconstruction(NamedTuple):
     """
 
     loss: float
+    loss_of_means: float
     mean_absolute_error: float
     n_patches: int
     image: Tensor
@@ -42,7 +46,8 @@ class CaseReconstruction(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, float]:
-        return {"reconstruction_loss": self.loss, "mean_absolute_error": self.mean_absolute_error}
+        values = (self.loss, self.loss_of_means, self.mean_absolute_error)
+        return dict(zip(METRICS, values, strict=True))
 
 
 def reconstruct_case(
@@ -78,7 +83,7 @@ def reconstruct_case(
         counted = pad_nd_image(counted, window, kwargs={"value": True})
     steps = compute_steps_for_sliding_window(tuple(image.shape[1:]), window, 1.0)
     corners = torch.cartesian_prod(*(torch.tensor(s) for s in steps)).view(-1, len(steps)).tolist()
-    losses, errors = [], []
+    losses, of_means, errors = [], [], []
     middle = len(corners) // 2
     for index, corner in enumerate(corners):
         place = (slice(None), *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))
@@ -93,12 +98,14 @@ def reconstruct_case(
             of_batch = None if counts is None else counts[None]
             batch = (reconstruction[None], patch[None], visible[None])
             losses.append(reconstruction_loss(*batch, standardised, of_batch).item())
+            of_means.append(loss_of_predicting_means(*batch[1:], standardised, of_batch))
             errors.append((restored - patch)[judged].abs().mean().item())
         if index == middle:
             shown = (patch, visible, restored, counts)
     if not losses:
         return None
-    return CaseReconstruction(sum(losses) / len(losses), sum(errors) / len(errors), len(corners), *shown)
+    loss, loss_of_means, error = (sum(values) / len(values) for values in (losses, of_means, errors))
+    return CaseReconstruction(loss, loss_of_means, error, len(corners), *shown)
 
 
 def cases_to_reconstruct(cases: Sequence[str], limit: int | None) -> list[str]:
@@ -118,8 +125,7 @@ def write_summary(results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
     Returns:
         the mean of each metric; empty if there are no results.
     """
-    names = ("reconstruction_loss", "mean_absolute_error")
-    mean = {name: float(np.mean([result["metrics"][name] for result in results])) for name in names if results}
+    mean = {name: float(np.mean([result["metrics"][name] for result in results])) for name in METRICS if results}
     with replacing(path) as beside:
         beside.write_text(json.dumps({"metric_per_case": results, "mean": mean, **about}, indent=2), encoding="utf-8")
     return mean

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from hyspark_nnunet.building_blocks.layouts import to_channels_last
 from hyspark_nnunet.building_blocks.visible_units import to_units
-from hyspark_nnunet.masking import mean_and_variance
-
-EPSILON = 1e-6  # added to a unit's variance
+from hyspark_nnunet.masking import VARIANCE_EPSILON, mean_and_variance
 
 
 def reconstruction_loss(
@@ -17,9 +15,9 @@ def reconstruction_loss(
 ) -> Tensor:
     """Mean squared error of the hidden mask units, each standardised by its own mean and variance.
 
-    Predicting the mean of every unit gives 1. Computed in float32 or better, also under autocast: the
-    variance of a CT patch overflows half precision. Source: HySparK (arXiv 2408.05815), section 2; the standardised
-    target is that of MAE (arXiv 2111.06377), section 3.
+    Predicting the mean of a unit gives 1, or 0 where the unit is constant. Computed in float32 or better, also under
+    autocast: the variance of a CT patch overflows half precision. Source: HySparK (arXiv 2408.05815), section 2; the
+    standardised target is that of MAE (arXiv 2111.06377), section 3.
 
     Args:
         reconstruction: (B, C, *spatial), in standardised units.
@@ -57,14 +55,14 @@ def unit_errors(
             return _counted_errors(predicted, target, _units(counted, grid), standardised)
         if standardised:
             variance, mean = torch.var_mean(target, dim=2, keepdim=True)  # unbiased
-            target = (target - mean) * (variance + EPSILON).rsqrt()
+            target = (target - mean) * (variance + VARIANCE_EPSILON).rsqrt()
         return (predicted - target).square().mean(dim=(2, 3))
 
 
 def _counted_errors(predicted: Tensor, target: Tensor, counted: Tensor, standardised: bool) -> Tensor:
     if standardised:
         mean, variance = mean_and_variance(target, counted, 2)
-        target = (target - mean) * (variance + EPSILON).rsqrt()
+        target = (target - mean) * (variance + VARIANCE_EPSILON).rsqrt()
     counted = counted.expand_as(target)
     # by selection before the square: its gradient would be NaN times 0 where an ignored voxel is NaN
     difference = torch.where(counted, predicted - target, target.new_zeros(()))
@@ -82,7 +80,7 @@ def loss_of_predicting_means(
     number = of_unit.sum(2, keepdim=True)
     errors = variance * (number - 1) / number.clamp(min=1)
     if standardised:
-        errors = errors / (variance + EPSILON)
+        errors = errors / (variance + VARIANCE_EPSILON)
     hidden = ~visible.flatten(1) & of_unit.any(dim=(2, 3))
     return errors.mean(dim=(2, 3))[hidden].mean().item() if hidden.any() else 0.0
 

@@ -329,7 +329,10 @@ class PretrainTrainer(RecipeTrainer):
                 restored = restore_intensities(restored, image, self.unit, counted)
             rows.append(Example(case, image, visible, restored, counted))
         path.parent.mkdir(parents=True, exist_ok=True)
-        reconstruction_pictures(rows, path, title=f"epoch {epoch}", spacing=self.configuration_manager.spacing)
+        self._picture(rows, path, f"epoch {epoch}")
+
+    def _picture(self, rows: list[Example], path: Path, title: str) -> None:
+        reconstruction_pictures(rows, path, title, self.configuration_manager.spacing, self.recipe.standardise_targets)
 
     def _counted_voxels(self, dataset: Any, case: str) -> Tensor | None:
         """BoolTensor (1, *spatial), False for voxels with the ignore label; None: the dataset has none."""
@@ -382,12 +385,13 @@ class PretrainTrainer(RecipeTrainer):
                 self.print_to_log_file(f"WARNING: case {key} has no hidden voxel without the ignore label: left out.")
                 continue
             results.append({"case": key, "n_patches": case.n_patches, "metrics": case.metrics})
-            self.print_to_log_file(f"{key}: reconstruction loss {case.loss:.4f} over {case.n_patches} patches")
+            self.print_to_log_file(
+                f"{key}: reconstruction loss {case.loss:.4f} over {case.n_patches} patches (predicting the mean of "
+                f"every hidden block: {case.loss_of_means:.4f})"
+            )
             if key in pictured:
                 row = Example(key, case.image, case.visible, case.restored, case.counted)
-                reconstruction_pictures(
-                    [row], folder / f"{key}.png", title=key, spacing=self.configuration_manager.spacing
-                )
+                self._picture([row], folder / f"{key}.png", key)
         results = sorted(self.gather(results), key=lambda result: result["case"])
         if self.rank == 0:
             about = {

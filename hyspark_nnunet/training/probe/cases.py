@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
@@ -109,7 +110,7 @@ def cases_of_dataset(
         )
         if same and holds_cases(folder / theirs.data_identifier):
             return _cases_in(folder / theirs.data_identifier, plans.get_label_manager(other_json))
-    number = plans_manager.dataset_name[7:10].lstrip("0")
+    number = convert_dataset_name_to_id(plans_manager.dataset_name)
     raise FileNotFoundError(
         f"probe_dataset is {dataset}, but {folder} holds no preprocessed data for {configuration_name} with the "
         f"spacing {ours.spacing}, the normalisation {ours.normalization_schemes}, the order of axes and the {channels} "

@@ -1,10 +1,10 @@
 """The random numbers of a training, and how they continue after an interruption.
 
-nnU-Net draws cases and crops from NumPy's global generator and augments with those of NumPy, torch and Python. They are
-seeded in every epoch from seed, epoch and rank: an epoch does not depend on earlier ones, and ranks draw different
-crops. A checkpoint inside an epoch contains the generators' states. Trainings are thus reproducible if crops are drawn
-in the training process (``nnUNet_n_proc_DA=0``). Loader processes have their own generators and return batches in the
-order in which they finish.
+nnU-Net draws cases and crops from NumPy's global generator and augments with those of NumPy and torch; other
+transforms may use Python's. They are seeded in every epoch from seed, epoch and rank: an epoch does not depend on
+earlier ones, and ranks draw different crops. A checkpoint inside an epoch contains the generators' states. Trainings
+are thus reproducible if crops are drawn in the training process (``nnUNet_n_proc_DA=0``). Loader processes have their
+own generators and return batches in the order in which they finish.
 """
 
 import random
