@@ -95,13 +95,12 @@ def check_whole(path: str | Path) -> None:
         raise ValueError(f"{path} is damaged: the checksum of its part {damaged} does not match")
 
 
-def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint without running code in it.
 
     Args:
         path: of a .pth or .safetensors file, which are recognised by their content, or its address on the Hugging Face
             hub (see ``hub``).
-        device: where its tensors go.
         mmap: read tensors of .pth files when they are used, which is fast if only numbers are needed.
 
     Returns:
@@ -124,8 +123,8 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu", mmap: 
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): its writing was interrupted; use another checkpoint")
     if _is_safetensors(path):
-        return _read_safetensors(path, device)
-    checkpoint = load_data(path, device, mmap)
+        return _read_safetensors(path)
+    checkpoint = load_data(path, mmap)
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f"{path} holds a {type(checkpoint).__name__}, but a checkpoint is a dictionary: save the tensors by name, "
@@ -208,9 +207,9 @@ def _is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
-        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:

@@ -32,12 +32,11 @@ DATA_TYPES: list[Any] = [
 ]
 
 
-def load_data(path: Path, device: torch.device | str, mmap: bool) -> Any:
+def load_data(path: Path, mmap: bool) -> Any:
     """Reads a .pth file that holds tensors and other plain data.
 
     Args:
         path: of the file.
-        device: where its tensors go.
         mmap: read tensors when they are used.
 
     Raises:
@@ -47,7 +46,7 @@ def load_data(path: Path, device: torch.device | str, mmap: bool) -> Any:
     allowed = torch.serialization.safe_globals(DATA_TYPES) if torch.__version__ >= "2.6" else contextlib.nullcontext()
     try:
         with allowed:
-            return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # bytes that are no checkpoint fail in the reader in any way
         if not isinstance(error, UnpicklingError):
             raise unreadable(path, error) from error

@@ -15,26 +15,20 @@ WARMUP_START = 0.005
 COSINE_END = 0.001
 
 
-def warmup_cosine(
-    progress: float, warmup_fraction: float, start: float = WARMUP_START, final: float = COSINE_END
-) -> float:
-    """Factor on the learning rate: linear from ``start`` to 1, then half a cosine down to ``final``.
+def warmup_cosine(progress: float, warmup_fraction: float) -> float:
+    """Factor on the learning rate: linear from WARMUP_START to 1, then half a cosine down to COSINE_END.
 
     Args:
         progress: of the training, in [0, 1].
         warmup_fraction: part of the training that is warm-up, in [0, 1).
-        start: factor at progress 0 (unused without a warm-up).
-        final: factor at progress 1.
     """
     if progress < warmup_fraction:
-        return _line(progress / warmup_fraction, start, 1.0)
-    return cosine_between(_after(progress, warmup_fraction), 1.0, final)
+        return _line(progress / warmup_fraction, WARMUP_START, 1.0)
+    return cosine_between(_after(progress, warmup_fraction), 1.0, COSINE_END)
 
 
-def warmup_polynomial(
-    progress: float, warmup_fraction: float, exponent: float = 0.9, start: float = WARMUP_START
-) -> float:
-    """Factor on the learning rate: linear from ``start`` to 1, then nnU-Net's polynomial down to 0.
+def warmup_polynomial(progress: float, warmup_fraction: float, exponent: float = 0.9) -> float:
+    """Factor on the learning rate: linear from WARMUP_START to 1, then nnU-Net's polynomial down to 0.
 
     Without a warm-up it is nnU-Net's PolyLRScheduler.
 
@@ -42,17 +36,14 @@ def warmup_polynomial(
         progress: of the training, in [0, 1].
         warmup_fraction: part of the training that is warm-up, in [0, 1).
         exponent: of the polynomial.
-        start: factor at progress 0 (unused without a warm-up).
     """
     if progress < warmup_fraction:
-        return _line(progress / warmup_fraction, start, 1.0)
+        return _line(progress / warmup_fraction, WARMUP_START, 1.0)
     return (1 - _after(progress, warmup_fraction)) ** exponent
 
 
-def decoder_first(
-    progress: float, alone_fraction: float, curve: Callable[[float], float], start: float = WARMUP_START
-) -> float:
-    """Factor on the learning rate: linear from ``start`` to 1 while the decoder trains alone, then the curve.
+def decoder_first(progress: float, alone_fraction: float, curve: Callable[[float], float]) -> float:
+    """Factor on the learning rate: linear from WARMUP_START to 1 while the decoder trains alone, then the curve.
 
     Source: the warm-up of Wald et al., "Revisiting MAE pre-training for 3D medical image segmentation"
     (arXiv 2410.23132): the decoder alone, then the whole network with a second warm-up.
@@ -61,10 +52,9 @@ def decoder_first(
         progress: of the training, in [0, 1].
         alone_fraction: part of the training in which the decoder trains alone, in [0, 1).
         curve: maps the progress of the rest, in [0, 1], to its factor.
-        start: factor at progress 0.
     """
     if progress < alone_fraction:
-        return _line(progress / alone_fraction, start, 1.0)
+        return _line(progress / alone_fraction, WARMUP_START, 1.0)
     return curve(_after(progress, alone_fraction))
 
 

@@ -61,11 +61,6 @@ def test_cosine_is_halfway_between_the_warm_up_and_the_end():
     assert warmup_cosine(0.7, 0.4) == pytest.approx((1 + COSINE_END) / 2)
 
 
-def test_start_and_final_factor_can_be_chosen():
-    assert warmup_cosine(0.0, 0.4, start=0.1, final=0.5) == pytest.approx(0.1)
-    assert warmup_cosine(1.0, 0.4, start=0.1, final=0.5) == pytest.approx(0.5)
-
-
 @pytest.mark.parametrize("epoch", [0, 1, 500, 999])
 def test_polynomial_without_warm_up_is_nnunets(epoch):
     ours, theirs = optimizer((0.01, 0.0)), optimizer((0.01, 0.0))
