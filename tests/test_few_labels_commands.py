@@ -8,11 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from benchmarks.few_labels.arms import ARMS, REFERENCES, SPARK, Run
+from benchmarks.few_labels.arms import ARMS, SPARK_REFERENCE, Run
 from benchmarks.few_labels.collect import collect
 from benchmarks.few_labels.prepare import LABELLED, UNLABELLED
 from benchmarks.few_labels.results import Results
@@ -20,45 +19,15 @@ from benchmarks.few_labels.settings import Settings
 from benchmarks.few_labels.subsets import Splits
 from benchmarks.few_labels.training import fold_folder, pretraining_folder
 from benchmarks.few_labels.work import ROOT, Work
+from tests.nnunet_cases import write_balls
 from tests.test_few_labels import write_splits
 
-LENGTHS = {
-    "pretrain-epochs": 1,
-    "pretrain-iterations": 2,
-    "pretrain-val-iterations": 1,
-    "pretrain-batch": 2,
-    "finetune-epochs": 2,
-    "finetune-iterations": 2,
-    "finetune-val-iterations": 1,
-    "save-every": 1,
-    "spacing": "1.25 1 1",
-}
-OPTIONS = [word for name, value in LENGTHS.items() for word in (f"--{name}", str(value))]
+OPTIONS = [
+    *"--pretrain-epochs 1 --pretrain-iterations 2 --pretrain-val-iterations 1 --pretrain-batch 2".split(),
+    *"--save-every 1 --finetune-epochs 2 --finetune-iterations 2 --finetune-val-iterations 1".split(),
+    *("--spacing", "1.25 1 1"),
+]
 FOLDED = Settings()  # folders depend on the preset alone
-
-
-def write_data(folder: Path) -> Path:
-    """Scans in the layout of the real ones: a bright ball in a box of noise, its halves labelled 1 and 2."""
-    folder.mkdir()
-    splits = Splits.read(write_splits(folder / "splits.json"))
-    rng = np.random.default_rng(0)
-    for case in {*splits.pretrain, *splits.all_labelled, *splits.validation}:
-        where = np.meshgrid(*(np.linspace(-1, 1, n) + rng.uniform(-0.2, 0.2) for n in (32, 32, 32)), indexing="ij")
-        inside = sum(axis**2 for axis in where) < 0.5
-        label = np.where(inside, np.where(where[0] > 0, 1, 2), 0).astype(np.uint8)
-        image = (100.0 * inside + rng.normal(0, 20, label.shape)).astype(np.float32)
-        for array, name in ((image, f"imagesTr/{case}_0000.nii.gz"), (label, f"labelsTr/{case}.nii.gz")):
-            file = folder / name
-            file.parent.mkdir(exist_ok=True)
-            sitk.WriteImage(sitk.GetImageFromArray(array), str(file))
-    description = {
-        "channel_names": {"0": "MRI"},
-        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
-        "numTraining": 9,
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -74,7 +43,9 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
 
 @pytest.mark.skipif(os.name != "posix", reason="the benchmark locks its runs by fcntl")
 def test_from_data_to_tables(tmp_path: Path) -> None:
-    data, work = write_data(tmp_path / "data"), Work(tmp_path / "work")
+    labels, work = {"background": 0, "shell": 1, "core": 2}, Work(tmp_path / "work")
+    data = write_balls(tmp_path, 1, "Balls", labels, shape=(32, 32, 32), n_train=9, n_test=0)
+    splits = Splits.read(write_splits(data / "splits.json"))
     command = ["run", "--arms", "spark_pretrained", "--labels", "5", "--seeds", "1", "--cores", "1"]
     command += ["--work", str(work.root), "--data", str(data)]
     run = Run(ARMS["spark_pretrained"], 5, 1, 11)
@@ -86,8 +57,8 @@ def test_from_data_to_tables(tmp_path: Path) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     assert "the same command resumes" in finish(process, status=130)
-    assert work.record(REFERENCES[SPARK].run).is_file() and not work.record(run.name).exists()
-    pretrained = pretraining_folder(work, FOLDED, REFERENCES[SPARK]) / "checkpoint_final.pth"
+    assert work.record(SPARK_REFERENCE.run).is_file() and not work.record(run.name).exists()
+    pretrained = pretraining_folder(work, FOLDED, SPARK_REFERENCE) / "checkpoint_final.pth"
     made = pretrained.stat().st_mtime_ns
 
     # goes on, with the settings of the folder
@@ -101,7 +72,7 @@ def test_from_data_to_tables(tmp_path: Path) -> None:
     assert any("This split has 5 training and 2 validation cases." in line for line in log)
 
     # what is kept
-    splits, tables = Splits.read(data / "splits.json"), record["tables"]
+    tables = record["tables"]
     assert [row["case"] for row in tables["cases"]] == sorted(splits.validation)
     row = tables["runs"][0]
     mean = sum(float(case["dice"]) for case in tables["cases"]) / len(tables["cases"])

@@ -13,59 +13,40 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.few_labels.ablations import ABLATIONS
-from benchmarks.few_labels.arms import ARMS, REFERENCES, Pretraining, Run, runs_of
+from benchmarks.few_labels.arms import ARMS, Run
 from benchmarks.few_labels.collect import collect
-from benchmarks.few_labels.commands import CommandFailed, Commands
 from benchmarks.few_labels.prepare import prepare
 from benchmarks.few_labels.report import write_report
 from benchmarks.few_labels.results import FOLDER
 from benchmarks.few_labels.settings import add_options, settings_of
-from benchmarks.few_labels.subsets import MAX_SEEDS, Splits
+from benchmarks.few_labels.subsets import MAX_SEEDS
 from benchmarks.few_labels.training import finetune, pretrain
-from benchmarks.few_labels.work import Work
-
-PRETRAININGS = {pretraining.name: pretraining for pretraining in REFERENCES.values()}
-Runs = list[Pretraining | Run]
-
-
-def no_runs(arguments: argparse.Namespace, splits: Splits) -> Runs:
-    """the datasets, plans and folds"""
-    return []
-
-
-def pretrainings(arguments: argparse.Namespace, splits: Splits) -> Runs:
-    """the pre-trainings, after prepare"""
-    return [PRETRAININGS[name] for name in arguments.names]
-
-
-def runs_of_arms(arguments: argparse.Namespace, splits: Splits) -> Runs:
-    """the arms' trainings with labels, after what they need: seed by seed; labels and arms in the order given"""
-    arms = [(ARMS | ABLATIONS)[name] for name in arguments.arms]
-    ordered: Runs = []
-    for run in runs_of(arms, arguments.labels or list(splits.labelled), arguments.seeds, splits):
-        # a pre-training comes just before the first run that starts from it
-        ordered += [each for each in (run.arm.pretraining, run) if each is not None and each not in ordered]
-    return ordered
+from benchmarks.few_labels.work import CommandFailed, Work
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Prepares the work folder and does the runs of a command; goes on where a run fails. Returns the exit status."""
-    work = Work(arguments.work.resolve())
+    work = Work(arguments.work.resolve(), arguments.cores or os.cpu_count() or 1)
     settings = settings_of(arguments, work.settings_file)
-    commands, failures = Commands(work, arguments.cores or os.cpu_count() or 1), []
-    for run in arguments.chosen(arguments, prepare(commands, settings, arguments.data)):
+    splits = prepare(work, settings, arguments.data)
+    arms = [(ARMS | ABLATIONS)[name] for name in arguments.arms]
+    counts = arguments.labels or splits.labelled
+    failures: list[str] = []
+    tried: set[str] = set()  # pre-trainings, once each, just before the first run that starts from them
+    # seed by seed, arms side by side: whatever is done can be compared at any time
+    for run in [Run(arm, n, seed, splits.fold(n, seed)) for seed in arguments.seeds for n in counts for arm in arms]:
+        before = run.arm.pretraining
         try:
-            if isinstance(run, Pretraining):
-                pretrain(commands, settings, run)
-            else:
-                finetune(commands, settings, run)
-            if any(work.record("x").parent.glob("*.json")):  # none if another benchmark is at the first run
-                collect(work, work.root / "results", quietly=True)
+            if before and before.run not in tried:
+                tried.add(before.run)
+                pretrain(work, settings, before)
+            finetune(work, settings, run)
+            if work.records():  # none if another benchmark is at the first run
+                collect(work, work.root / "results")
         except (CommandFailed, OSError, ValueError) as error:
             print(f"failed: {error}", flush=True)
             failures.append(str(error))
@@ -82,38 +63,23 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    folder = argparse.ArgumentParser(add_help=False)
-    folder.add_argument("--work", type=Path, required=True, help="folder of datasets, trainings and logs")
-    shared = argparse.ArgumentParser(add_help=False, parents=[folder])
-    add = shared.add_argument
-    add("--data", type=Path, required=True, metavar="FOLDER", help="the dataset, with splits.json")
-    add("--cores", type=int, choices=range(1, 1025), metavar="N", help="cores to use (default: all)")
+    work, shared = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    work.add_argument("--work", type=Path, required=True, help="folder of datasets, trainings and logs")
+    shared.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the dataset, with splits.json")
+    shared.add_argument("--cores", type=int, choices=range(1, 1025), metavar="N", help="cores to use (default: all)")
     add_options(shared)
-    training = argparse.ArgumentParser(add_help=False)
-    add, seeds = training.add_argument, range(MAX_SEEDS)
+    preparing = commands.add_parser("prepare", parents=[work, shared], help="the datasets, plans and folds")
+    preparing.set_defaults(run=execute, arms=[], labels=[], seeds=[])
+    running = commands.add_parser("run", parents=[work, shared], help="the arms' trainings, after what they need")
+    running.set_defaults(run=execute)
+    add, seeds = running.add_argument, range(MAX_SEEDS)
     add("--labels", type=int, nargs="+", metavar="N", help="numbers of labelled cases (default: all of splits.json)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], choices=seeds, metavar="N", help="(default: 0 1 2)")
-
-    def command(name: str, chosen: Callable[..., Runs], *parents: argparse.ArgumentParser) -> Callable[..., Any]:
-        made = commands.add_parser(name, parents=[shared, *parents], help=chosen.__doc__)
-        made.set_defaults(run=execute, chosen=chosen)
-        return made.add_argument
-
-    command("prepare", no_runs)
-    command("pretrain", pretrainings)("names", nargs="+", choices=PRETRAININGS)
-    command("run", runs_of_arms, training)(
-        "--arms",
-        nargs="+",
-        choices=[*ARMS, *ABLATIONS],
-        default=list(ARMS),
-        metavar="ARM",
-        help=f"(default: {' '.join(ARMS)}); ablations: {' '.join(ABLATIONS)}",
-    )
-    collecting = commands.add_parser(
-        "collect", parents=[folder], help="write the results of finished runs as CSV files"
-    )
+    names = f"(default: {' '.join(ARMS)}); ablations: {' '.join(ABLATIONS)}"
+    add("--arms", nargs="+", choices=[*ARMS, *ABLATIONS], default=list(ARMS), metavar="ARM", help=names)
+    collecting = commands.add_parser("collect", parents=[work], help="write the results of finished runs as CSV files")
     collecting.add_argument("--to", type=Path, default=FOLDER, help="folder (default: that of the repository)")
-    collecting.set_defaults(run=lambda arguments: collect(Work(arguments.work.resolve()), arguments.to))
+    collecting.set_defaults(run=lambda a: print(f"{collect(Work(a.work.resolve()), a.to)} runs are in {a.to}"))
     reporting = commands.add_parser("report", help="write the tables and plots of both pages on results")
     reporting.set_defaults(run=lambda arguments: write_report())
     return parser

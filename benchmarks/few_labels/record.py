@@ -5,90 +5,84 @@ import json
 import math
 import subprocess
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from benchmarks.few_labels.arms import ARMS, STOCK, Pretraining, Run
 from benchmarks.few_labels.settings import Settings
-from benchmarks.few_labels.work import ROOT, Work
+from benchmarks.few_labels.subsets import Splits
+from benchmarks.few_labels.work import ROOT, Work, read_json, write_json
 from benchmarks.measuring import machine
 from hyspark_nnunet import __version__
-from hyspark_nnunet.atomic_files import replacing
 from hyspark_nnunet.checkpoints.storage import read_weights
 from hyspark_nnunet.training.checkpoint_folder import FINAL
 from hyspark_nnunet.training.optimization import layer_of
 
 Row = dict[str, Any]
+SUMMARY = Path("validation", "summary.json")
 
 
-def keep_pretraining(work: Work, settings: Settings, threads: int, pretraining: Pretraining, folder: Path) -> None:
-    """Writes the record of a pre-training.
-
-    Args:
-        work: where it is kept.
-        settings: of the training.
-        threads: it ran with.
-        pretraining: which.
-        folder: of its fold.
-    """
-    history, per_epoch = _checkpoint(folder)["logging"], settings.pretrain_iterations
-    about = {"pretraining": pretraining.name}
-    curve = _curve(about, history, per_epoch, {"train_loss": "train_losses", "val_loss": "val_losses"})
+def keep_pretraining(work: Work, settings: Settings, pretraining: Pretraining, folder: Path) -> None:
+    """Writes the record of a pre-training; ``folder`` is that of its fold."""
+    history, about = _checkpoint(folder)["logging"], {"pretraining": pretraining.name}
+    keys = {"train_loss": "train_losses", "val_loss": "val_losses"}
+    curve = _curve(about, history, settings.pretrain_iterations, keys)
     summary = {
         **about,
         "epochs": len(curve),
         "steps": curve[-1]["steps"],
         "first loss": curve[0]["val_loss"],
         "last loss": curve[-1]["val_loss"],
-        "loss of whole cases": f"{_read(folder / 'validation' / 'summary.json')['mean']['reconstruction_loss']:.4f}",
-        **_circumstances(work, settings, threads, pretraining.run, history),
+        "loss of whole cases": f"{read_json(folder / SUMMARY)['mean']['reconstruction_loss']:.4f}",
+        **_circumstances(work, settings, pretraining.run, history),
         "weights": fingerprint_of(folder / FINAL),
     }
     tables = {"pretrainings": [summary], "pretraining": curve}
-    _keep(work, pretraining.run, pretraining.run, tables, _read(folder / "recipe.json"))
+    _keep(work, pretraining.run, pretraining.run, tables, read_json(folder / "recipe.json"))
 
 
-def keep_run(
-    work: Work, settings: Settings, threads: int, run: Run, folder: Path, scores: Path, weights: Path | None
-) -> float:
+def keep_run(work: Work, settings: Settings, run: Run, folder: Path, weights: Path | None) -> float:
     """Writes the record of a training with labels; returns its Dice.
 
     Args:
         work: where it is kept.
         settings: of the training.
-        threads: it ran with.
         run: which.
         folder: of its fold.
-        scores: what nnUNetv2_evaluate_folder has written.
         weights: checkpoint of the pre-training that it started from; None: it started from random weights.
+
+    Raises:
+        ValueError: nnU-Net has scored other cases than those for validation.
     """
     checkpoint, about = _checkpoint(folder), {"arm": run.arm.name, "labels": run.labels, "seed": run.seed}
-    history, per_epoch = checkpoint["logging"], settings.finetune_iterations
-    curve = _curve(about, history, per_epoch, {"train_loss": "train_losses", "val_dice": "mean_fg_dice"})
-    dice = dice_by_case(_read(scores))
-    recipe = run.arm.variables(settings, run.seed) if run.arm.family == STOCK else _read(folder / "recipe.json")
+    history, keys = checkpoint["logging"], {"train_loss": "train_losses", "val_dice": "mean_fg_dice"}
+    curve = _curve(about, history, settings.finetune_iterations, keys)
+    dice = dice_of(folder, Splits.read(work.splits_file).validation)
+    recipe = run.arm.variables(settings, run.seed) if run.arm.family == STOCK else read_json(folder / "recipe.json")
     recipe |= {"peak_rates": _peak_rates(checkpoint)}
-    cases = [{**about, "case": case, **_means([labels])} for case, labels in sorted(dice.items())]
     row = {
         **about,
         "fold": run.fold,
-        **_means(list(dice.values())),
+        **dice.mean(skipna=False).map("{:.5f}".format),
         "steps": curve[-1]["steps"],
-        **_circumstances(work, settings, threads, run.name, history),
+        **_circumstances(work, settings, run.name, history),
         "starts from": "" if weights is None else fingerprint_of(weights),
         "trained by": digest_of(recipe),
     }
     before, after = (read_weights(file).state for file in (weights, folder / FINAL)) if weights else ({}, {})
-    changes = [
-        {**about, "layer": layer, "change": f"{change:.3g}"} for layer, change in layer_changes(before, after).items()
-    ]
-    tables = {"runs" if run.arm.name in ARMS else "ablations": [row], "cases": cases, "curves": curve}
-    _keep(work, run.name, run.arm.name, {**tables, "changes": changes}, recipe)
+    tables = {
+        "runs" if run.arm.name in ARMS else "ablations": [row],
+        "cases": [{**about, "case": case, **scores.map("{:.5f}".format)} for case, scores in dice.iterrows()],
+        "curves": curve,
+        "changes": [{**about, "layer": k, "change": f"{v:.3g}"} for k, v in layer_changes(before, after).items()],
+    }
+    _keep(work, run.name, run.arm.name, tables, recipe)
     return float(row["dice"])
 
 
@@ -104,22 +98,36 @@ def digest_of(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def dice_by_case(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Dice by case and label, from what nnU-Net has written."""
-    return {
-        Path(entry["prediction_file"]).name.split(".")[0]: {
-            label: metrics["Dice"] for label, metrics in entry["metrics"].items()
-        }
-        for entry in scores["metric_per_case"]
-    }
+def dice_of(folder: Path, validation: Sequence[str]) -> pd.DataFrame:
+    """Dice by case (rows) as nnU-Net's last validation has scored it: the mean over labels, and each label's.
+
+    NaN, which nnU-Net writes for a label that is neither in a case nor predicted, is not left out of means.
+
+    Args:
+        folder: of the fold.
+        validation: the cases.
+
+    Raises:
+        ValueError: other cases were scored.
+    """
+    ending, dice = read_json(folder.parent / "dataset.json")["file_ending"], {}
+    for entry in read_json(folder / SUMMARY)["metric_per_case"]:
+        case = Path(entry["prediction_file"]).name.removesuffix(ending)
+        dice[case] = {f"dice_{label}": scores["Dice"] for label, scores in sorted(entry["metrics"].items())}
+    if dice.keys() != {*validation}:
+        raise ValueError(
+            f"{folder / SUMMARY} has scores of {', '.join(sorted(dice))}, but splits.json names "
+            f"{', '.join(sorted(validation))} for validation: remove {folder} to train again"
+        )
+    table = pd.DataFrame.from_dict(dice, orient="index").sort_index()
+    table.insert(0, "dice", table.mean(axis=1, skipna=False))
+    return table
 
 
 def layer_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
     """Per layer of the encoder, the norm of the change of its weights in parts of the norm they had.
 
-    Args:
-        before: weights of a network of ours; norms and biases, of one dimension, are left out.
-        after: of the same names and shapes where they are in both.
+    Norms and biases, of one dimension, and weights that are in one network alone are left out.
     """
     moved: dict[str, float] = defaultdict(float)
     had: dict[str, float] = defaultdict(float)
@@ -130,25 +138,20 @@ def layer_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> 
     return {layer: (moved[layer] / had[layer]) ** 0.5 for layer in moved}
 
 
-def _means(dice: list[dict[str, float]]) -> Row:
-    """Mean over labels of the mean over cases, as nnU-Net averages, and each label's."""
-    means = {label: sum(case[label] for case in dice) / len(dice) for label in sorted(dice[0])}
-    labels = {f"dice_{label}": f"{mean:.5f}" for label, mean in means.items()}
-    return {"dice": f"{sum(means.values()) / len(means):.5f}", **labels}
-
-
 def _curve(about: Row, history: Mapping[str, list[Any]], per_epoch: int, keys: Mapping[str, str]) -> list[Row]:
     """A row per epoch."""
-    epochs = range(1, len(history["train_losses"]) + 1)
-    numbers = [{name: _number(history[key][epoch - 1]) for name, key in keys.items()} for epoch in epochs]
-    return [{**about, "epoch": epoch, "steps": epoch * per_epoch, **numbers[epoch - 1]} for epoch in epochs]
+    rows = zip(*(map(_number, history[key]) for key in keys.values()), strict=True)
+    return [
+        {**about, "epoch": epoch, "steps": epoch * per_epoch, **dict(zip(keys, row, strict=True))}
+        for epoch, row in enumerate(rows, 1)
+    ]
 
 
 def _number(value: float) -> float | str:
     return round(float(value), 5) if math.isfinite(value) else ""
 
 
-def _circumstances(work: Work, settings: Settings, threads: int, name: str, history: Mapping[str, list[Any]]) -> Row:
+def _circumstances(work: Work, settings: Settings, name: str, history: Mapping[str, list[Any]]) -> Row:
     """Times (of epochs with their validation; CPU time of all commands of a run, with the last validation), origin."""
     pairs = zip(history["epoch_start_timestamps"], history["epoch_end_timestamps"], strict=True)
     spent = work.cpu_seconds(name).read_text(encoding="utf-8").split()
@@ -161,7 +164,7 @@ def _circumstances(work: Work, settings: Settings, threads: int, name: str, hist
         "hyspark_nnunet": __version__,
         "nnunetv2": version("nnunetv2"),
         "torch": torch.__version__,
-        "machine": machine(torch.device(settings.device), threads),
+        "machine": machine(torch.device(settings.device), work.threads),
     }
 
 
@@ -188,10 +191,4 @@ def _commit() -> str:
 
 
 def _keep(work: Work, name: str, recipe_name: str, tables: Mapping[str, list[Row]], recipe: Row) -> None:
-    record = {"name": name, "tables": tables, "recipe_name": recipe_name, "recipe": recipe}
-    with replacing(work.record(name)) as beside:
-        beside.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _read(file: Path) -> Row:
-    return json.loads(file.read_text(encoding="utf-8"))
+    write_json(work.record(name), {"name": name, "tables": tables, "recipe_name": recipe_name, "recipe": recipe})

@@ -1,7 +1,7 @@
 """Writes the results into the documentation: tables between the markers of both pages on results, and the plots."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -11,10 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from benchmarks.few_labels.ablations import COMPARED_WITH, HALF_THE_STEPS, OF_ALL_LENGTHS
+from benchmarks.few_labels.ablations import COMPARED_WITH, OF_ALL_LENGTHS
 from benchmarks.few_labels.arms import ARMS, HYSPARK, REFERENCE, SPARK, STOCK
-from benchmarks.few_labels.comparison import SMOOTHED_OVER, late_rise, paired_difference, share_to_reach, smoothed
-from benchmarks.few_labels.results import FOLDER, Results
+from benchmarks.few_labels.results import FOLDER, SMOOTHED_OVER, Results, bootstrap, late_rise, shares_to_reach
 from benchmarks.few_labels.work import ROOT
 
 DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "results_appendix.md"))
@@ -22,7 +21,7 @@ IMAGES = ROOT / "docs" / "images"
 # a table of the results, or of a folder in them
 MARKER = re.compile(r"(<!-- results: (\w+)(?: of (\w+))? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 # fine-tunings that differ in the learning rates of the encoder's layers and in their length
-OF_LAYERS = re.compile(rf"pretrained|{HALF_THE_STEPS}|({HALF_THE_STEPS}_)?layer_decay_[\d.]+")
+OF_LAYERS = r"pretrained|half_the_steps|(half_the_steps_)?layer_decay_[\d.]+"
 NAMES = {
     "pretrained": "HySparK, pre-trained",
     "scratch": "HySparK, from scratch",
@@ -31,10 +30,9 @@ NAMES = {
     "stock": "stock nnU-Net",
 }
 COLOURS = dict(zip(NAMES, ("tab:blue", "tab:orange", "tab:green", "tab:red", "0.5"), strict=True))
-PAIRS = [("pretrained", "scratch"), ("spark_pretrained", "spark_scratch")]
-# scratch has reached its plateau where its smoothed curve rises by less in the last epochs
+# scratch is at its plateau if its smoothed curve rises by less in the last epochs, in points of Dice
 PLATEAU = 1.0
-# an arm rests where twice the steps give less, in points of Dice
+# an arm is at rest if twice the steps give less, in points of Dice
 REST = 0.5
 
 
@@ -54,59 +52,35 @@ def markdown(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> str
     return "".join(f"| {' | '.join(str(cell) or '-' for cell in line)} |\n" for line in lines)
 
 
-def dice_table(results: Results) -> str:
-    """Mean and range over seeds, per arm and number of labels."""
-    rows = [[NAMES[arm], *(_dice(results, arm, labels) for labels in results.labels)] for arm in _arms(results)]
-    return markdown(["Dice, mean (range), seeds", *(f"{labels} labelled" for labels in results.labels)], rows)
-
-
 def seed_table(results: Results) -> str:
     """The Dice of every seed, from which the means are computed."""
-    arms = _arms(results)
-    cells = results.runs[results.runs["arm"].isin(arms)].pivot(index=["labels", "seed"], columns="arm", values="dice")
-    rows = [
-        [*run, *("" if np.isnan(x) else f"{x:.1f}" for x in row)]
-        for run, row in zip(cells.index, cells[arms].values, strict=True)
-    ]
-    return markdown(["labelled", "seed", *(NAMES[arm] for arm in arms)], rows)
-
-
-def difference_table(results: Results) -> str:
-    """Paired differences between the arms."""
-    rows = [
-        [labels, NAMES[first], NAMES[other], len(seeds), _difference(results, labels, first, other, seeds)]
-        for labels in results.labels
-        for first, scratch in PAIRS
-        for other in (scratch, "stock")
-        if (seeds := results.seeds(labels, first, other))
-    ]
-    return markdown(["labelled", "arm", "minus", "seeds", "difference [95 % interval]"], rows)
+    cells = results.table("runs").pivot(index=["labels", "seed"], columns="arm", values="dice")[_arms(results)]
+    rows = [[*run, *(f"{dice:.1f}" for dice in row)] for run, row in zip(cells.index, cells.values, strict=True)]
+    return markdown(["labelled", "seed", *map(NAMES.get, cells)], rows).replace(" nan ", " - ")
 
 
 def cost_table(results: Results) -> str:
     """Dice and CPU time, the pre-training's share in it for one fine-tuning and for ten."""
-    pretrainings, rows = results.table("pretrainings").set_index("weights"), []
-    for arm in _arms(results):
-        for (labels, steps), runs in results.runs[results.runs["arm"] == arm].groupby(["labels", "steps"]):
-            before = pretrainings[pretrainings.index == runs["starts from"].iloc[0]]
-            own = _minutes(runs["CPU seconds"])
-            shared = _minutes(before["CPU seconds"]) if len(before) else 0
-            minutes = ["" if np.isnan(m) else f"{m:.0f}" for m in (own, own + shared, own + shared / 10)]
-            dice = f"{runs['dice'].mean():.1f}"
-            rows.append(
-                [NAMES[arm], labels, len(runs), *(before["steps"] if len(before) else [""]), steps, dice, *minutes]
-            )
+    pretrainings, rows = results.table("pretrainings"), []
+    for (arm, labels, steps), runs in results.table("runs").groupby(["arm", "labels", "steps"]):
+        before = pretrainings[pretrainings["weights"] == runs["starts from"].iloc[0]]
+        own, shared = _minutes(runs), _minutes(before) if len(before) else 0
+        costs = [f"{cost:.0f}" for cost in (own, own + shared, own + shared / 10)]
+        pretraining = before["steps"].iloc[0] if len(before) else ""
+        rows.append([NAMES[arm], labels, len(runs), pretraining, steps, f"{runs['dice'].mean():.1f}", *costs])
     columns = ["arm", "labelled", "seeds", "steps of pre-training", "steps", "Dice", "CPU minutes"]
-    return markdown([*columns, "with pre-training", "with a tenth of it"], rows)
+    return markdown([*columns, "with pre-training", "with a tenth of it"], rows).replace(" nan ", " - ")
 
 
 def steps_table(results: Results) -> str:
     """How soon the pre-trained arm reaches the final Dice of the others, and whether scratch is at its plateau."""
     rows = []
-    for labels, steps, family, arms in _by_length(results):
-        if seeds := results.seeds(labels, arms["pre-trained"], arms["scratch"]):
-            reached = [_reached(results, labels, arms, other) for other in ("scratch", "stock")]
-            rise = late_rise([results.curve(arms["scratch"], labels, seed)[1] for seed in seeds])
+    for (labels, steps, family), arms in _by_length(results).items():
+        pretrained, *others = (results.curves(arm, labels) for arm in arms.values())
+        if any(pretrained.columns.isin(others[0].columns)):
+            shares = (shares_to_reach(pretrained, other) if len(other) else [] for other in others)
+            reached = [", ".join(f"{share:.0%}" for share in found).replace("nan%", "never") for found in shares]
+            rise = late_rise(others[0][others[0].columns.intersection(pretrained.columns)])
             plateau = ["", "too few epochs"] if np.isnan(rise) else [f"{rise:+.1f}", "yes" if rise < PLATEAU else "no"]
             rows.append([family, labels, steps, *reached, *plateau])
     columns = ["network", "labelled", "steps", "steps to scratch's final Dice, per seed", "to stock's"]
@@ -116,63 +90,57 @@ def steps_table(results: Results) -> str:
 def lengths_table(results: Results) -> str:
     """The gain over scratch and stock nnU-Net, for shorter and longer fine-tuning."""
     rows = []
-    for labels, steps, family, arms in _by_length(results):
-        dice = [_mean_and_range(results, labels, arm) for arm in arms.values()]
-        gains = [_gain(results, labels, arms["pre-trained"], arms[other]) for other in ("scratch", "stock")]
+    for (labels, steps, family), arms in _by_length(results).items():
+        pretrained, *others = (results.dice(arm, labels) for arm in arms.values())
+        gains = [_difference(pretrained, other, by_seed=True) for other in others]
         if any(gains):
-            rows.append([family, labels, steps, *dice, *gains])
+            rows.append([family, labels, steps, *map(_mean_and_range, (pretrained, *others)), *gains])
     columns = ["network", "labelled", "steps", "pre-trained", "from scratch", "stock nnU-Net", "gain over scratch"]
     return markdown([*columns, "over stock"], rows)
 
 
 def rest_table(results: Results) -> str:
     """What twice the steps give each arm: below ``REST`` it was at rest."""
-    rows = []
-    for labels, steps, family, arms in _by_length(results):
+    rows, lengths = {}, _by_length(results)
+    for (labels, steps, family), arms in lengths.items():
         for start, arm in arms.items():
-            longer = _arms_of(results, labels, 2 * steps, family)[start]
-            seeds = results.seeds(labels, arm, longer)
-            if seeds and not (start == "stock" and family == SPARK):  # once, although both families have it
-                found = [results.dice(name, labels, seeds).mean() for name in (arm, longer)]
-                rest = "yes" if found[1] - found[0] < REST else "no"
-                name = STOCK if start == "stock" else f"{family}, {start}"
-                rows.append([name, labels, len(seeds), steps, *(f"{x:.1f}" for x in found), rest])
+            longer = lengths.get((labels, 2 * steps, family), {}).get(start, "")
+            short, long = results.dice(arm, labels), results.dice(longer, labels)
+            if seeds := sorted({*short.index} & {*long.index}):
+                before, after = (dice.loc[seeds].to_numpy().mean() for dice in (short, long))
+                name, rest = STOCK if start == "stock" else f"{family}, {start}", after - before < REST
+                found = [f"{before:.1f}", f"{after:.1f}", "yes" if rest else "no"]
+                rows[name, labels, steps] = [name, labels, len(seeds), steps, *found]  # stock is in both families
     columns = ["arm", "labelled", "seeds", "steps", "Dice", "after twice the steps", "at rest"]
-    return markdown(columns, rows)
+    return markdown(columns, rows.values())
 
 
 def pretraining_table(results: Results) -> str:
     """What pre-training reached; the first results have a linear probe, too."""
     columns = ["pretraining", "steps", "first loss", "last loss", "loss of whole cases", "probe before", "last probe"]
-    table = results.table("pretrainings")
-    shown = table[table.columns.intersection(columns, sort=False)]
-    return markdown(shown.columns, shown.values)
+    shown = results.table("pretrainings").filter(columns)
+    return markdown(shown, shown.values)
 
 
 def ablation_table(results: Results) -> str:
     """Each ablation compared with the training that differs in one setting, on the same seeds and cases."""
     rows = []
-    for arm, labels in dict.fromkeys(results.table("ablations")[["arm", "labels"]].itertuples(index=False, name=None)):
-        seeds, reference = results.seeds(labels, arm), COMPARED_WITH[arm]
-        shared = results.seeds(labels, arm, reference)
-        difference = _difference(results, labels, arm, reference, shared) if shared else ""
-        dice = _mean_and_range(results, labels, arm)
-        rows.append([arm, labels, len(seeds), dice, NAMES.get(reference, reference), difference])
+    for arm, labels in results.table("ablations")[["arm", "labels"]].drop_duplicates().itertuples(index=False):
+        dice, other = results.dice(arm, labels), COMPARED_WITH[arm]
+        difference = _difference(dice, results.dice(other, labels))
+        rows.append([arm, labels, len(dice), _mean_and_range(dice), NAMES.get(other, other), difference])
     columns = ["ablation", "labelled", "seeds", "Dice, mean over seeds (range)", "minus", "difference [95 % interval]"]
     return markdown(columns, rows)
 
 
 def changes_table(results: Results) -> str:
     """How far each encoder layer moves in fine-tunings that differ only in the layers' learning rates."""
-    table = results.table("changes")
-    table = table[(table["labels"] == results.labels[0]) & table["arm"].map(OF_LAYERS.fullmatch).notna()]
-    means = table.assign(change=table["change"].astype(float)).pivot_table("change", "arm", "layer", sort=False)
+    table = results.table("changes").astype({"change": float})
+    table = table[(table["labels"] == table["labels"].min()) & table["arm"].str.fullmatch(OF_LAYERS)]
+    means = table.pivot_table("change", "arm", "layer", sort=False)
     seeds = table.groupby("arm")["seed"].nunique()
-    rows = [
-        [NAMES.get(arm, arm), seeds[arm], *(f"{x:.2f}" for x in row)]
-        for arm, row in zip(means.index, means.values, strict=True)
-    ]
-    return markdown(["fine-tuning", "seeds", *means.columns], rows)
+    rows = [[NAMES.get(arm, arm), seeds[arm], *(f"{x:.2f}" for x in row)] for arm, row in means.T.items()]
+    return markdown(["fine-tuning", "seeds", *means], rows)
 
 
 def provenance(results: Results) -> str:
@@ -183,9 +151,7 @@ def provenance(results: Results) -> str:
 
 
 TABLES: Mapping[str, Callable[[Results], str]] = {
-    "dice": dice_table,
     "seeds": seed_table,
-    "differences": difference_table,
     "costs": cost_table,
     "steps": steps_table,
     "lengths": lengths_table,
@@ -201,78 +167,49 @@ def _arms(results: Results) -> list[str]:
     return [arm for arm in ARMS if arm in set(results.runs["arm"])]
 
 
-def _minutes(seconds: "pd.Series[str]") -> float:
-    """Mean of CPU times; NaN where a run does not know it."""
-    return float(pd.to_numeric(seconds, errors="coerce").mean(skipna=False)) / 60
+def _minutes(runs: pd.DataFrame) -> float:
+    """Mean CPU time; NaN where a run does not know it."""
+    return float(pd.to_numeric(runs["CPU seconds"], errors="coerce").mean(skipna=False)) / 60
 
 
-def _arms_of(results: Results, labels: int, steps: int, family: str) -> dict[str, str]:
-    """The arms of a family and of stock nnU-Net with that length, "" where there is none."""
-    runs = results.runs[(results.runs["labels"] == labels) & (results.runs["steps"] == steps)]
-    found = {name: OF_ALL_LENGTHS[name] for name in runs["arm"] if name in OF_ALL_LENGTHS}
-    kinds = {"pre-trained": (family, True), "scratch": (family, False), "stock": (STOCK, False)}
-    return {
-        kind: next((name for name, arm in found.items() if (arm.family, arm.pretraining is not None) == wanted), "")
-        for kind, wanted in kinds.items()
-    }
-
-
-def _by_length(results: Results) -> Iterator[tuple[int, int, str, dict[str, str]]]:
-    """Number of labels, steps, network and the arms with these; sorted."""
-    lengths = results.runs[results.runs["arm"].isin(list(OF_ALL_LENGTHS))][["labels", "steps"]].drop_duplicates()
-    for labels, steps in sorted(lengths.itertuples(index=False, name=None)):
+def _by_length(results: Results) -> dict[tuple[int, int, str], dict[str, str]]:
+    """By number of labels, steps and network, the arms with these; "" if there is none."""
+    runs, lengths = results.runs[results.runs["arm"].isin(list(OF_ALL_LENGTHS))], {}
+    for (labels, steps), found in runs.groupby(["labels", "steps"])["arm"]:
+        names = {(OF_ALL_LENGTHS[name].family, OF_ALL_LENGTHS[name].pretraining is None): name for name in found}
         for family in (HYSPARK, SPARK):
-            yield labels, steps, family, _arms_of(results, labels, steps, family)
+            kinds = {"pre-trained": (family, False), "scratch": (family, True), "stock": (STOCK, True)}
+            lengths[labels, steps, family] = {kind: names.get(key, "") for kind, key in kinds.items()}
+    return lengths
 
 
-def _reached(results: Results, labels: int, arms: Mapping[str, str], other: str) -> str:
-    """Parts of the training after which the pre-trained curve reaches the end of the other's, per seed."""
-    seeds = results.seeds(labels, arms["pre-trained"], arms[other])
-    curves = [[results.curve(arms[name], labels, seed)[1] for name in ("pre-trained", other)] for seed in seeds]
-    parts = [share_to_reach(pretrained, smoothed(other)[-1]) for pretrained, other in curves]
-    return ", ".join(f"{part:.0%}" if np.isfinite(part) else "never" for part in parts)
-
-
-def _gain(results: Results, labels: int, first: str, second: str) -> str:
-    """The mean difference with its interval, and those of the seeds."""
-    seeds = results.seeds(labels, first, second)
-    if not seeds:
+def _difference(first: pd.DataFrame, second: pd.DataFrame, by_seed: bool = False) -> str:
+    """The mean difference with its interval, over the seeds that both have; then, if asked for, those of the seeds."""
+    found = (first - second).dropna(how="all")
+    if found.empty:
         return ""
-    gains = results.dice(first, labels, seeds).mean(1) - results.dice(second, labels, seeds).mean(1)
-    by_seed = ", ".join(f"{gain:+.1f}" for gain in gains)
-    return f"{_difference(results, labels, first, second, seeds)}: {by_seed}"
+    mean, low, high = bootstrap(found.to_numpy())
+    seeds = f": {', '.join(f'{gain:+.1f}' for gain in found.mean(axis=1))}" if by_seed else ""
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{seeds}"
 
 
-def _difference(results: Results, labels: int, first: str, second: str, seeds: Sequence[int]) -> str:
-    found = paired_difference(results.dice(first, labels, seeds), results.dice(second, labels, seeds))
-    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
-
-
-def _dice(results: Results, arm: str, labels: int) -> str:
-    dice = _mean_and_range(results, labels, arm)
-    return f"{dice}, {len(results.seeds(labels, arm))}" if dice else ""
-
-
-def _mean_and_range(results: Results, labels: int, arm: str) -> str:
+def _mean_and_range(dice: pd.DataFrame) -> str:
     """Over seeds; "" where there is none."""
-    seeds = results.seeds(labels, arm)
-    values = results.dice(arm, labels, seeds).mean(1) if seeds else []
-    return f"{np.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})" if seeds else ""
+    seeds = dice.mean(axis=1)
+    return f"{seeds.mean():.1f} ({seeds.min():.1f} to {seeds.max():.1f})" if len(seeds) else ""
 
 
 def plot(results: Results, path: Path) -> None:
     """Learning curves: the mean over seeds, in a band from the lowest to the highest seed."""
-    arms, shown = _arms(results), results.labels
+    shown = sorted(set(results.runs["labels"]))
     figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.6), sharey=True, squeeze=False)
     for axis, labels in zip(axes[0], shown, strict=True):
-        found = {arm: [results.curve(arm, labels, seed) for seed in results.seeds(labels, arm)] for arm in arms}
+        found = {arm: results.curves(arm, labels) for arm in _arms(results)}
         for arm, curves in found.items():
-            steps, values = curves[0][0] if curves else [], np.array([smoothed(curve) for _, curve in curves])
-            if curves:
-                axis.fill_between(steps, values.min(0), values.max(0), color=COLOURS[arm], alpha=0.15, linewidth=0)
-            # without values, too: the legend names arms that are not finished
-            axis.plot(steps, values.mean(0) if curves else [], color=COLOURS[arm], label=NAMES[arm])
-        counts = sorted({len(curves) for curves in found.values()})
+            low, high = curves.min(axis=1), curves.max(axis=1)
+            axis.fill_between(curves.index, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
+            axis.plot(curves.mean(axis=1), color=COLOURS[arm], label=NAMES[arm])
+        counts = sorted({len(curves.columns) for curves in found.values()})
         seeds = f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
         axis.set_title(f"{labels} labelled cases; {seeds} per arm", fontsize=10)
     axes[0][0].set_ylabel("Dice of validation patches, points")

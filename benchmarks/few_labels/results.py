@@ -1,14 +1,14 @@
-"""The results in the repository, as they are read for tables and plots."""
+"""The results in the repository, and how two arms are compared."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from benchmarks.few_labels.comparison import Floats
-
 FOLDER = Path(__file__).resolve().parent / "results"
+DRAWS = 10_000
+SMOOTHED_OVER = 5  # epochs
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
@@ -18,11 +18,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
 
 
 class Results:
-    """The CSV files that ``collect`` writes; a file that is not there has no rows.
-
-    Args:
-        folder: of the files.
-    """
+    """The CSV files that ``collect`` writes; a file that is missing has no rows."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,30 +38,50 @@ class Results:
         return pd.concat([self.table("runs"), self.table("ablations")], ignore_index=True)
 
     @cached_property
-    def cases(self) -> pd.DataFrame:
-        """Dice by arm, number of labels and seed (rows), and case (columns)."""
+    def _cases(self) -> pd.DataFrame:
         return self.table("cases").pivot(index=["arm", "labels", "seed"], columns="case", values="dice")
 
     @cached_property
-    def curves(self) -> pd.DataFrame:
-        """Rows of epochs by arm, number of labels and seed."""
-        return self.table("curves").set_index(["arm", "labels", "seed"]).sort_index(kind="stable")
+    def _curves(self) -> pd.DataFrame:
+        return self.table("curves")
 
-    @property
-    def labels(self) -> list[int]:
-        """Numbers of labelled cases."""
-        return sorted(set(self.runs["labels"]))
+    def dice(self, arm: str, labels: int) -> pd.DataFrame:
+        """Dice in points (seeds, cases), mean over labels; no rows if no run is finished."""
+        return self._cases.query("arm == @arm and labels == @labels").droplevel(["arm", "labels"])
 
-    def seeds(self, labels: int, *arms: str) -> list[int]:
-        """Seeds that are finished in all of these arms."""
-        runs = self.runs[self.runs["labels"] == labels]
-        return sorted(set.intersection(*(set(runs[runs["arm"] == arm]["seed"]) for arm in arms)))
+    def curves(self, arm: str, labels: int) -> pd.DataFrame:
+        """nnU-Net's pseudo Dice on validation patches in points (steps, seeds), each the mean of up to five epochs."""
+        found = self._curves.query("arm == @arm and labels == @labels")
+        table = found.pivot(index="steps", columns="seed", values="val_dice")
+        return table.rolling(SMOOTHED_OVER, min_periods=1).mean()
 
-    def dice(self, arm: str, labels: int, seeds: Sequence[int]) -> Floats:
-        """Dice (seeds, cases) in points, mean over labels; cases in the order of their names."""
-        return self.cases.loc[[(arm, labels, seed) for seed in seeds]].to_numpy()
 
-    def curve(self, arm: str, labels: int, seed: int) -> tuple[list[int], list[float]]:
-        """Steps, and nnU-Net's pseudo Dice on validation patches in points, per epoch."""
-        found = self.curves.loc[[(arm, labels, seed)]]
-        return found["steps"].tolist(), found["val_dice"].tolist()
+def bootstrap(differences: np.ndarray) -> tuple[float, float, float]:
+    """The mean of paired differences (seeds, cases) with a 95 % bootstrap interval over seeds and cases.
+
+    Every seed is scored on the same cases, so seeds and cases are drawn with replacement independently of each other,
+    and a drawn case counts in all drawn seeds (the bootstrap of crossed factors: Owen, "The pigeonhole bootstrap",
+    Annals of Applied Statistics 1 (2007) 386-411). The differences between seeds are scaled by sqrt(n / (n - 1)),
+    without which the draws of n seeds would vary less than seeds do. With three seeds the interval is still too narrow.
+    With one seed only cases vary.
+    """
+    mean, n_seeds = differences.mean(), len(differences)
+    if n_seeds > 1:
+        of_seeds = differences.mean(1, keepdims=True) - mean
+        differences = differences + of_seeds * (np.sqrt(n_seeds / (n_seeds - 1)) - 1)
+    rng = np.random.default_rng(0)
+    seeds, cases = (rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64) / n for n in differences.shape)
+    low, high = np.quantile((seeds @ differences * cases).sum(1), (0.025, 0.975))
+    return float(mean), float(low), float(high)
+
+
+def shares_to_reach(curves: pd.DataFrame, target: pd.DataFrame) -> list[float]:
+    """By seed that both have, the part of the training after which a curve reaches the target's end; NaN: never."""
+    seeds = curves.columns.intersection(target.columns)
+    reached = (curves[seeds] >= target[seeds].iloc[-1]).to_numpy().T
+    return [(by_epoch.argmax() + 1) / len(by_epoch) if by_epoch.any() else np.nan for by_epoch in reached]
+
+
+def late_rise(curves: pd.DataFrame) -> float:
+    """By how much ``Results.curves`` rise in the last five epochs, mean over seeds; NaN if there are fewer than ten."""
+    return float(curves.diff(SMOOTHED_OVER).iloc[-1].mean()) if len(curves) >= 2 * SMOOTHED_OVER else np.nan

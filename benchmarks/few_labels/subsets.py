@@ -1,11 +1,12 @@
 """Who is trained on: cases per number of labels and seed, and the folds of nnU-Net that say so."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.few_labels.work import read_json
 
 # folds are there for as many seeds, whether they are run or not: a fold's number does not depend on what is run
 MAX_SEEDS = 10
@@ -21,9 +22,9 @@ class Splits:
         validation: cases that score; in no other list.
     """
 
-    pretrain: tuple[str, ...]
-    labelled: dict[int, tuple[str, ...]]
-    validation: tuple[str, ...]
+    pretrain: list[str]
+    labelled: dict[int, list[str]]
+    validation: list[str]
 
     @classmethod
     def read(cls, file: Path) -> "Splits":
@@ -33,29 +34,27 @@ class Splits:
             ValueError: a list is missing or has another length than it says, validation cases are trained on, or the
                 labelled lists are not nested.
         """
-        content = json.loads(file.read_text(encoding="utf-8"))
-        numbers = sorted(int(match[1]) for name in content if (match := re.fullmatch(r"labelled_(\d+)", name)))
+        content = read_json(file)
+        numbers = sorted(int(name[9:]) for name in content if re.fullmatch(r"labelled_\d+", name))
         missing = [name for name in ("pretrain", "validation") if not content.get(name)]
         if missing or not numbers:
-            raise ValueError(
-                f"{file} has no {(missing or ['labelled_N'])[0]}: it needs pretrain, labelled_N, validation"
-            )
-        labelled = {count: tuple(content[f"labelled_{count}"]) for count in numbers}
-        splits = cls(tuple(content["pretrain"]), labelled, tuple(content["validation"]))
+            name = (missing or ["labelled_N"])[0]
+            raise ValueError(f"{file} has no {name}: it needs pretrain, labelled_N, validation")
         fewer: set[str] = set()
-        for count, cases in labelled.items():
-            if len(set(cases)) != count:
-                raise ValueError(f"{file}: labelled_{count} has {len(set(cases))} cases")
-            if not fewer <= set(cases):
-                raise ValueError(f"{file}: labelled_{count} lacks {min(fewer - set(cases))}: the lists must be nested")
-            fewer = set(cases)
-        for name, group in (("pretrain", splits.pretrain), (f"labelled_{numbers[-1]}", fewer)):
-            if both := set(group) & set(splits.validation):
+        for count in numbers:
+            cases = set(content[f"labelled_{count}"])
+            if len(cases) != count:
+                raise ValueError(f"{file}: labelled_{count} has {len(cases)} cases")
+            if not fewer <= cases:
+                raise ValueError(f"{file}: labelled_{count} lacks {min(fewer - cases)}: the lists must be nested")
+            fewer = cases
+        for name in ("pretrain", f"labelled_{numbers[-1]}"):
+            if both := {*content[name]} & {*content["validation"]}:
                 raise ValueError(f"{file}: {min(both)} is in {name} and in validation: validation cases only score")
-        return splits
+        return cls(content["pretrain"], {n: content[f"labelled_{n}"] for n in numbers}, content["validation"])
 
     @property
-    def all_labelled(self) -> tuple[str, ...]:
+    def all_labelled(self) -> list[str]:
         return list(self.labelled.values())[-1]
 
     def training_cases(self, labels: int, seed: int) -> list[str]:
@@ -83,9 +82,6 @@ class Splits:
         Raises:
             ValueError: there is no such fold.
         """
-        if labels not in self.labelled or not 0 <= seed < MAX_SEEDS:
-            raise ValueError(
-                f"no fold has {labels} labels and seed {seed}: splits.json has {', '.join(map(str, self.labelled))} "
-                f"labels, seeds are 0 to {MAX_SEEDS - 1}"
-            )
+        if labels not in self.labelled:
+            raise ValueError(f"no fold has {labels} labels: splits.json has {', '.join(map(str, self.labelled))}")
         return list(self.labelled).index(labels) * MAX_SEEDS + seed
