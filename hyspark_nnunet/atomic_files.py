@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# a name that no other process takes, on no machine that shares the disk
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
+# unique among the processes of all machines that share the disk; earlier versions took the number of the process
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{16}|\d+)\.tmp")
 
 
 @contextmanager

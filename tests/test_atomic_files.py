@@ -17,6 +17,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 def test_what_killed_processes_left_goes_and_nothing_else(tmp_path: Path) -> None:
     left = [tmp_path / f".{name}.{number:016x}.tmp" for number, name in enumerate(("checkpoint_latest.pth", "a.png"))]
+    left.append(tmp_path / ".checkpoint_latest.pth.123.tmp")  # of earlier versions
     kept = [tmp_path / "progress.png", tmp_path / ".notes.tmp", tmp_path / "image.1.tmp"]
     for file in left + kept:
         file.write_text("")

@@ -189,13 +189,13 @@ def _difference(first: pd.DataFrame, second: pd.DataFrame, by_seed: bool = False
     if found.empty:
         return ""
     mean, low, high = bootstrap(found.to_numpy())
-    seeds = f": {', '.join(f'{gain:+.1f}' for gain in found.mean(axis=1))}" if by_seed else ""
+    seeds = f": {', '.join(f'{gain:+.1f}' for gain in found.mean(axis=1, skipna=False))}" if by_seed else ""
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{seeds}"
 
 
 def _mean_and_range(dice: pd.DataFrame) -> str:
     """Over seeds; "" where there is none."""
-    seeds = dice.mean(axis=1)
+    seeds = dice.mean(axis=1, skipna=False)
     return f"{seeds.mean():.1f} ({seeds.min():.1f} to {seeds.max():.1f})" if len(seeds) else ""
 
 

@@ -191,7 +191,7 @@ def _count(header: Dataset, name: str) -> int:
 
 
 def _refuse_unusable(file: str, header: Dataset, n_frames: int) -> None:
-    """What GDCM reads wrongly without a message: it would read on in memory after voxels that are missing."""
+    """What GDCM reads wrongly without a message: it would read memory beyond the voxels that are there."""
     if int(header.get("SamplesPerPixel") or 1) > 1:
         raise ValueError(f"{file} is a colour image, not a scan: --exclude it")
     if header.get("ModalityLUTSequence"):

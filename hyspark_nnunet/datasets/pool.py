@@ -215,7 +215,7 @@ def read_case_list(entry: str) -> list[str]:
     """Case names of a list: a text file with a name per line, or JSON; endings and channel suffixes are taken off.
 
     Args:
-        entry: path of the file; of a JSON object, with ":KEY" behind it.
+        entry: path of the file; of a JSON object, with ":KEY" after it.
 
     Raises:
         FileNotFoundError: no such file.

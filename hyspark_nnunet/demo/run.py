@@ -95,7 +95,7 @@ def report(demo: Demo) -> None:
     say(f"      first epoch               {losses[0]:.3f}")
     say(f"      last epoch                {losses[-1]:.3f}")
     say(f"      whole cases, mean         {summary['mean']['reconstruction_loss']:.3f}")
-    say(f"      predicting block's means  {summary['mean']['loss_of_predicting_means']:.3f}")
+    say(f"      predicting the means      {summary['mean']['loss_of_predicting_means']:.3f}")
     for case in summary["metric_per_case"][:4]:
         say(f"        {case['case']:<23} {case['metrics']['reconstruction_loss']:.3f}")
     say(f"        ... {len(summary['metric_per_case'])} cases in {pretraining / 'validation' / 'summary.json'}")

@@ -65,7 +65,7 @@ class CheckpointFolder:
             )
 
     def write(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Writes a checkpoint completely or not at all, as a rule into this folder.
+        """Writes a checkpoint completely or not at all, usually into this folder.
 
         Raises:
             OSError: it cannot be written; says why, and how much space is left.
@@ -92,7 +92,8 @@ class CheckpointFolder:
     def _set_aside_earlier_checkpoints(self) -> None:
         """Moves the checkpoints that a training without ``--c`` would overwrite: hours of somebody's work.
 
-        Not before the first epoch is done: until then, a user who forgot ``--c`` can stop and resume.
+        Not before there is a new one to write, which is after the first epoch: until then, a user who forgot ``--c``
+        can stop and resume.
         """
         if earlier := self.earlier_checkpoints():
             aside = self.path / f"earlier_{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -170,7 +171,7 @@ def newest_intact(folder: str | Path) -> tuple[Path, list[str]]:
         the file, and what is wrong with the files that were skipped.
 
     Raises:
-        ValueError: none is intact.
+        ValueError: none is intact, or a file cannot be opened.
     """
     faults, found = [], []
     for name in (FINAL, LATEST, PREVIOUS, BEST):
@@ -179,8 +180,11 @@ def newest_intact(folder: str | Path) -> tuple[Path, list[str]]:
             try:
                 # only its numbers are read here
                 found.append((training_progress(read_checkpoint(path, mmap=True)), path))
-            except OSError as error:
-                faults.append(f"{path} cannot be read ({error.strerror or error})")
+            except OSError as error:  # it may be intact and the newest: an older one must not replace it
+                raise ValueError(
+                    f"{path} cannot be read ({error.strerror or error}): make it readable, or move it away to resume "
+                    "another checkpoint"
+                ) from error
             except (ValueError, KeyError, AttributeError) as error:
                 faults.append(str(error) if isinstance(error, ValueError) else f"{path} is not a training checkpoint")
     for _, path in sorted(found, key=lambda entry: entry[0], reverse=True):

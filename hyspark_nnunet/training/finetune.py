@@ -139,14 +139,18 @@ class FinetuneTrainer(RecipeTrainer):
             notes.append(f"frozen for {hold} epochs")
         return {"encoder": ", ".join(notes)}
 
+    def schedule_mismatch(self, curve_epochs: int) -> str | None:
+        frozen_epochs = max(self.recipe.decoder_warmup_epochs, self.recipe.encoder_hold_epochs)
+        if frozen_epochs < curve_epochs:  # the recipe's own check knows its num_epochs alone
+            return None
+        return (
+            f"the encoder would stay frozen for {frozen_epochs} epochs (decoder_warmup_epochs or encoder_hold_epochs), "
+            f"but the checkpoint's schedule was made for {curve_epochs}: set fewer"
+        )
+
     def build_scheduler(self, optimizer: torch.optim.Optimizer, curve_epochs: int) -> ProgressScheduler:
         recipe = self.recipe
         frozen_epochs = max(recipe.decoder_warmup_epochs, recipe.encoder_hold_epochs)
-        if frozen_epochs >= curve_epochs:  # the recipe's own check knows its num_epochs, not the checkpoint's
-            raise ValueError(
-                f"the encoder would stay frozen for {frozen_epochs} epochs (decoder_warmup_epochs or "
-                f"encoder_hold_epochs), but the checkpoint's schedule was made for {curve_epochs}: set fewer"
-            )
         curve = partial(warmup_polynomial, warmup_fraction=recipe.warmup_fraction, exponent=recipe.polynomial_exponent)
         return ProgressScheduler(
             optimizer,

@@ -32,6 +32,8 @@ VALIDATION_LEFT = (
     f"The training is finished, {FINAL} is written. To run only the validation: the same command with --val"
 )
 
+EARLIER_KEPT = "The folder holds the checkpoints of an earlier training, which --c continues"
+
 
 class TrainingLoop(nnUNetTrainer):
     """Epochs, steps, what happens between them, and how a training is interrupted.
@@ -220,11 +222,14 @@ class TrainingLoop(nnUNetTrainer):
     def _end_on_nonfinite(self, text: str) -> None:
         # the step with this loss has no output yet
         self._train_outputs.append({"loss": float("nan")})
-        self._write_inside_epoch(self._state_of_rank())
+        if self._write_unless_it_hides(self._state_of_rank()):
+            kept = f"{LATEST} holds the weights before them, {PREVIOUS} those of the save before that"
+        else:
+            kept = f"No checkpoint is written. {EARLIER_KEPT}"
         raise NonFiniteLoss(
             f"{text}. This happened in {self._nonfinite_in_row} consecutive steps, more than max_nonfinite_steps "
-            f"{self.recipe.max_nonfinite_steps}. {LATEST} holds the weights before them, {PREVIOUS} those of the "
-            "save before that. Check the cases for NaN voxels, or lower the learning rate; then resume with --c"
+            f"{self.recipe.max_nonfinite_steps}. {kept}. Check the cases for NaN voxels, or lower the learning rate; "
+            "then resume with --c"
         )
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -303,6 +308,16 @@ class TrainingLoop(nnUNetTrainer):
         inside = {"iterations": self._iteration_in_epoch, "ranks": every_rank(state)}
         self.write_checkpoint(str(Path(self.output_folder, LATEST)), self.current_epoch, inside)
 
+    def _write_unless_it_hides(self, state: dict[str, Any]) -> bool:
+        """Writes a checkpoint, but not in the first epoch if the folder holds an earlier training.
+
+        Its user may have forgotten ``--c``, which would then resume the new training.
+        """
+        if self.current_epoch == 0 and self.would_hide_earlier_training():
+            return False
+        self._write_inside_epoch(state)
+        return True
+
     def end_loader_processes(self) -> None:
         """Ends batchgenerators' processes, which would otherwise outlive the training."""
         for loader in (self.dataloader_train, self.dataloader_val):
@@ -312,21 +327,16 @@ class TrainingLoop(nnUNetTrainer):
     def _stop_if_asked(self, state: dict[str, Any]) -> None:
         """Writes a checkpoint and exits if any process has received a signal.
 
-        In the first epoch it writes none if that would hide an earlier training: ``--c`` may have been forgotten.
-
         Args:
             state: of this process before the current batch was drawn; that batch is dropped.
         """
         if not any_rank(self.stop.signal is not None):
             return
-        keeps_earlier = self.current_epoch == 0 and self.would_hide_earlier_training()
-        if not keeps_earlier:
-            self._write_inside_epoch(state)
+        written = self._write_unless_it_hides(state)
         self.end_loader_processes()
-        if self.rank == 0 and keeps_earlier:
+        if self.rank == 0 and not written:
             self.print_to_log_file(
-                f"Stopped in the first epoch. Nothing is written: {self.output_folder} holds the checkpoints of an "
-                "earlier training, which --c continues."
+                f"Stopped in the first epoch; no checkpoint is written. {EARLIER_KEPT}; to train anew, move them away."
             )
         elif self.rank == 0:
             self.print_to_log_file(

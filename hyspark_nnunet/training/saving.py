@@ -60,6 +60,10 @@ class SavedTraining(TrainingLoop):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say which schedule it trains with")
 
+    def schedule_mismatch(self, curve_epochs: int) -> str | None:
+        """Why the recipe does not fit a schedule whose curve was made for that many epochs; None: it fits."""
+        return None
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called before a checkpoint is loaded: adapts what depends on how the checkpoint's training began."""
 
@@ -140,6 +144,8 @@ class SavedTraining(TrainingLoop):
         check_network(checkpoint, self.describe_network())
         self.on_load_checkpoint(checkpoint)
         self._optimizer_mismatch = group_mismatch(checkpoint, self.optimizer.param_groups)
+        if self._optimizer_mismatch is None and checkpoint.get("schedule"):
+            self._optimizer_mismatch = self.schedule_mismatch(checkpoint["schedule"]["curve_epochs"])
         if needs_optimizer:
             self.check_optimizer_restored()
         self.load_state(checkpoint)
@@ -163,7 +169,7 @@ class SavedTraining(TrainingLoop):
         """Refuses to train with an optimizer that does not fit the loaded checkpoint.
 
         Raises:
-            ValueError: its parameter groups differ.
+            ValueError: its parameter groups or its schedule differ.
         """
         if self._optimizer_mismatch is not None:
             raise ValueError(self._optimizer_mismatch)

@@ -100,7 +100,8 @@ class ProgressScheduler:
         optimizer: each group's learning rate is its peak, kept as ``group["initial_lr"]`` as in PyTorch's schedulers.
         num_epochs: length of the training.
         lr_factor: maps progress in [0, 1] to the factor on the peak learning rate.
-        weight_decay: maps progress to the weight decay of all groups whose weight decay is not zero. None: no change.
+        weight_decay: maps progress to the weight decay of all groups whose weight decay is not zero; the others keep 0.
+            None: no change.
         encoder_factor: maps progress to a further factor on the rate of the groups whose ``part`` is "encoder".
         curve_epochs: length of the training for which the curve was made; None: ``num_epochs``.
 

@@ -27,10 +27,6 @@ DESCRIBED = (
     "n_blocks_per_stage",
     "n_conv_per_stage",
     "n_conv_per_stage_decoder",
-    "norm_op",
-    "norm_op_kwargs",
-    "nonlin",
-    "nonlin_kwargs",
 )
 
 
@@ -129,8 +125,15 @@ class SparKFamily(NetworkFamily):
             "kernel_sizes": _per_stage(configuration, "kernel_sizes"),
             "strides": _per_stage(configuration, "strides"),
             "spacing": configuration.spacing,
+            **{name: (plan.get(name) or "").rpartition(".")[2] for name in ("norm_op", "nonlin")},
+            **{name: _choices(plan.get(name)) for name in ("norm_op_kwargs", "nonlin_kwargs")},
         }
         return describe_network(configuration, dataset_json, sizes, input_channels, with_heads, names)
+
+
+def _choices(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments that change what a layer computes."""
+    return {name: value for name, value in (arguments or {}).items() if name != "inplace"}
 
 
 def _per_stage(configuration: ConfigurationManager, name: str) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""The upsampling and the convolution behind it as one convolution."""
+"""The upsampling and the convolution after it as one convolution."""
 
 import re
 import shutil

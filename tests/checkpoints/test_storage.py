@@ -185,8 +185,6 @@ class TestOtherDevices:
         assert weights.device.type == "cpu" and weights.tolist() == [0, 1, 2]
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-    def test_to_cuda_and_back(self, tmp_path: Path) -> None:
+    def test_from_cuda(self, tmp_path: Path) -> None:
         write_atomically({"network_weights": {"w": torch.arange(3.0, device="cuda")}}, tmp_path / "cuda.pth")
         assert read_weights(tmp_path / "cuda.pth").state["w"].device.type == "cpu"
-        there = read_checkpoint(tmp_path / "cuda.pth", "cuda")["network_weights"]["w"]
-        assert there.device.type == "cuda" and there.tolist() == [0, 1, 2]

@@ -42,6 +42,13 @@ class TestLoading:
         with pytest.raises(ValueError, match=message):
             self.trainer(resume=True).load_checkpoint(path)
 
+    def test_a_schedule_that_ends_while_the_encoder_is_frozen_is_not_continued(self) -> None:
+        path = self.saved(self.trainer(num_epochs=5, layer_decay=0.5))
+        other = self.trainer(num_epochs=20, layer_decay=0.5, encoder_hold_epochs=6)
+        other.load_checkpoint(path)  # a validation needs no schedule
+        with pytest.raises(ValueError, match="stay frozen for 6 epochs .* made for 5: set fewer"):
+            other.check_optimizer_restored()
+
     def test_a_checkpoint_does_not_say_where_the_scans_lie(self) -> None:
         trainer = self.trainer()
         given = trainer.my_init_kwargs["dataset_json"] | {
@@ -63,7 +70,9 @@ class TestLoading:
         trainer.stop.signal = "SIGTERM"
         with pytest.raises(SystemExit) as ended:
             trainer._stop_if_asked({})
-        assert ended.value.code == 0 and "earlier training, which --c continues" in capsys.readouterr().out
+        assert (
+            ended.value.code == 0 and "earlier training, which --c continues; to train anew" in capsys.readouterr().out
+        )
         assert [file.name for file in Path(trainer.output_folder).glob("**/*.pth")] == [earlier.name]
         trainer.current_epoch = 1
         with pytest.raises(SystemExit):
