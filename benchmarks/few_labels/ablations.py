@@ -58,6 +58,7 @@ _FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "spark_sgd": ("spark_layer_decay_1", {"finetune": {"optimizer": "sgd", "initial_lr": 1e-2}}),
     "spark_layer_decay_1_lr_1e-3": ("spark_layer_decay_1", {"finetune": {"initial_lr": 1e-3}}),
     "spark_twice_the_pretraining": ("spark_layer_decay_1", {"pretrain_length": 2}),
+    "spark_twice_the_pretraining_and_steps": ("spark_twice_the_pretraining", {"length": 2}),
 }
 
 
