@@ -20,7 +20,7 @@ from hyspark_nnunet.training.case_reconstruction import cases_to_reconstruct, re
 from hyspark_nnunet.training.data.held_out import HeldOutPatches, fixed_mask
 from hyspark_nnunet.training.data.image_transforms import pretraining_transforms
 from hyspark_nnunet.training.data.loader_processes import augmenter
-from hyspark_nnunet.training.data.unreadable_cases import RedrawingLoader, UnreadableCase, finite_image
+from hyspark_nnunet.training.data.unreadable_cases import RedrawingLoader, UnreadableCase, finite_case
 from hyspark_nnunet.training.loss import loss_of_predicting_means, reconstruction_loss
 from hyspark_nnunet.training.memory.step_bytes import CUDA_RESERVE, GIB, pretraining_bytes
 from hyspark_nnunet.training.probe.cases import LabelledCases, cases_to_probe
@@ -334,11 +334,11 @@ class PretrainTrainer(RecipeTrainer):
     def _picture(self, rows: list[Example], path: Path, title: str) -> None:
         reconstruction_pictures(rows, path, title, self.configuration_manager.spacing, self.recipe.standardise_targets)
 
-    def _counted_voxels(self, dataset: Any, case: str) -> Tensor | None:
+    def _counted_voxels(self, segmentation: np.ndarray) -> Tensor | None:
         """BoolTensor (1, *spatial), False for voxels with the ignore label; None: the dataset has none."""
         if self._ignore_label is None:
             return None
-        return torch.from_numpy(np.asarray(dataset.load_case(case)[1][:1])) != self._ignore_label
+        return torch.from_numpy(segmentation[:1]) != self._ignore_label
 
     @torch.no_grad()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -367,7 +367,7 @@ class PretrainTrainer(RecipeTrainer):
             if self.is_ddp and number <= rounds and number % CASES_BETWEEN_BARRIERS == 0:
                 torch.distributed.barrier()
             try:
-                image = finite_image(dataset, key)
+                image, segmentation = finite_case(dataset, key)
             except UnreadableCase as fault:
                 self.print_to_log_file(f"WARNING: {fault}. It is left out.")
                 continue
@@ -379,7 +379,7 @@ class PretrainTrainer(RecipeTrainer):
                 self._reconstruct,
                 self.recipe.mask_block,
                 self.recipe.standardise_targets,
-                self._counted_voxels(dataset, key),
+                self._counted_voxels(segmentation),
             )
             if case is None:
                 self.print_to_log_file(f"WARNING: case {key} has no hidden voxel without the ignore label: left out.")

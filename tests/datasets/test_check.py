@@ -176,6 +176,25 @@ def test_a_set_in_nnunets_folders_is_checked_too(tmp_path: Path, capsys: pytest.
     assert list(get_filenames_of_train_images_and_targets(str(folder))) == ["p0", "p1"]
 
 
+def test_exclusion_asks_to_plan_again_where_a_dataset_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Preprocessing reads the list of cases that planning copied."""
+    folder, planned = tmp_path / "raw/Dataset001_Two", tmp_path / "preprocessed/Dataset001_Two"
+    for i in range(2):
+        write(altered(put(np.nan)) if i else ct(), folder / f"imagesTr/p{i}_0000.nii.gz")
+        write(sitk.Cast(ct(i) > 0, sitk.sitkUInt8), folder / f"labelsTr/p{i}.nii.gz")
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(described | {"numTraining": 2}))
+    monkeypatch.setenv("nnUNet_preprocessed", str(planned.parent))
+    planned.mkdir(parents=True)
+    shutil.copy(folder / "dataset.json", planned)
+    assert check(folder, 1) == 1
+    assert "plan again" not in capsys.readouterr().out
+    assert check(folder, 1, exclude_bad=True) == 0
+    assert f"plan again: {planned / 'dataset.json'}" in capsys.readouterr().out
+
+
 def test_what_cannot_be_checked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no dataset.json in"):
         check(tmp_path, 1)

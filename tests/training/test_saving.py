@@ -8,6 +8,7 @@ import torch
 from hyspark_nnunet.checkpoints.storage import read_checkpoint
 from hyspark_nnunet.training.checkpoint_folder import BEST, FINAL, LATEST, PREVIOUS
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
+from hyspark_nnunet.training.stepping import NonFiniteLoss
 from tests.nnunet_plans import CUBIC, make_plans
 from tests.training.conftest import make_trainer
 
@@ -79,6 +80,13 @@ class TestLoading:
             trainer._stop_if_asked({})
         kept = [file.name for file in Path(trainer.output_folder).glob("**/*.pth")]
         assert sorted(kept) == sorted([earlier.name, LATEST]) and not earlier.exists()
+
+    def test_a_loss_that_is_not_finite_does_not_hide_an_earlier_training(self) -> None:
+        earlier = Path(self.saved(self.trainer(), epochs=3))
+        trainer = self.trainer()
+        with pytest.raises(NonFiniteLoss, match="No checkpoint is written. The folder holds .* resume with --c"):
+            trainer._end_on_nonfinite("step 1")
+        assert list(Path(trainer.output_folder).glob("**/*.pth")) == [earlier]
 
     def test_a_best_epoch_that_was_not_written_is_not_the_one_to_beat(self, monkeypatch: pytest.MonkeyPatch) -> None:
         trainer = self.trainer()

@@ -6,12 +6,15 @@ import json
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from hyspark_nnunet.architectures.from_plans import n_stages_taken
 from hyspark_nnunet.building_blocks.depthwise import depthwise_convolutions
+from hyspark_nnunet.training import pretrain
 from hyspark_nnunet.training.hyspark import HySparKFinetuneTrainer, HySparKPretrainTrainer
 from hyspark_nnunet.training.pretrained_weights import route_pretrained_weights
 from tests.nnunet_plans import CUBIC, DATASET, DATASET_JSON, make_plans
@@ -199,6 +202,35 @@ def test_an_empty_section_is_no_section(trainer_class) -> None:
     trainer = make_trainer(trainer_class, make_plans([16, 16, 16], CUBIC, hyspark=None))
     trainer._write_recipe_to_plans()
     assert trainer.configuration_manager.configuration["hyspark"][trainer.recipe.kind]["preset"] == "B"
+
+
+def test_a_validation_that_runs_out_of_memory_does_not_read_all_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer = make_trainer(HySparKFinetuneTrainer, make_plans([16, 16, 16], CUBIC))
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", full)
+    monkeypatch.setattr(trainer, "do_split", lambda: pytest.fail("the cases are read"))
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        trainer.perform_actual_validation()
+
+
+def test_the_final_validation_leaves_out_a_case_whose_voxels_are_all_ignored(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = DATASET_JSON | {"labels": {"background": 0, "organ": 1, "ignore": 2}}
+    plans = make_plans([16, 16, 16], CUBIC)
+    trainer = HySparKPretrainTrainer(plans, "3d_fullres", 0, content, torch.device("cpu"))
+    segmentations = {"all_ignored": np.full((1, 16, 16, 16), 2), "labelled": np.ones((1, 16, 16, 16), int)}
+    monkeypatch.setattr(pretrain, "finite_case", lambda _, key: (torch.rand(1, 16, 16, 16), segmentations[key]))
+    trainer.network, trainer.dataset_class = torch.nn.Identity(), lambda *_: None
+    monkeypatch.setattr(trainer, "do_split", lambda: ([], [*segmentations]))
+    monkeypatch.setattr(trainer, "_reconstruct", lambda image, _: torch.zeros_like(image))
+    trainer.perform_actual_validation()
+    assert "WARNING: case all_ignored has no hidden voxel without the ignore label" in capsys.readouterr().out
+    summary = json.loads((Path(trainer.output_folder) / "validation/summary.json").read_text())
+    assert [result["case"] for result in summary["metric_per_case"]] == ["labelled"]
+    assert summary["mean"]["reconstruction_loss"] == pytest.approx(summary["mean"]["loss_of_predicting_means"])
 
 
 def test_a_trainer_is_freed_after_its_training() -> None:

@@ -20,33 +20,31 @@ class UnreadableCase(OSError):
     """A case cannot be used: its files are damaged or missing, or its voxels are not finite."""
 
 
-def read_case(dataset: nnUNetBaseDataset, case: str) -> np.ndarray:
+def read_case(dataset: nnUNetBaseDataset, case: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads all files of a case completely.
 
     nnU-Net opens a case and reads the voxels of a patch later: damage may show at any point.
 
     Returns:
-        its image, (C, *spatial).
+        image and segmentation, (C, *spatial).
 
     Raises:
         UnreadableCase: one of its files is damaged or missing.
     """
     part = "files"
+    arrays: list[Any] = []
     try:
-        image, *others = dataset.load_case(case)[:3]
-        part = "image"
-        voxels = np.asarray(image[:])
-        for name, array in zip(("segmentation", "segmentation of the first stage"), others, strict=True):
+        names = ("image", "segmentation", "segmentation of the first stage")
+        for name, array in zip(names, dataset.load_case(case)[:3], strict=True):
             part = name
-            if array is not None:
-                np.asarray(array[:])
+            arrays.append(array if array is None else np.asarray(array[:]))
     except Exception as error:  # readers fail on a damaged file in any way
         folder = getattr(dataset, "source_folder", "")
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise UnreadableCase(
             f"case {case}: its {part} in {folder} cannot be read ({type(error).__name__}: {reason})"
         ) from error
-    return voxels
+    return arrays[0], arrays[1]
 
 
 def fault_of(dataset: nnUNetBaseDataset, case: str) -> str | None:
@@ -58,16 +56,17 @@ def fault_of(dataset: nnUNetBaseDataset, case: str) -> str | None:
     return None
 
 
-def finite_image(dataset: nnUNetBaseDataset, case: str) -> torch.Tensor:
-    """The image (C, *spatial) of a case, float32.
+def finite_case(dataset: nnUNetBaseDataset, case: str) -> tuple[torch.Tensor, np.ndarray]:
+    """The image (C, *spatial) of a case, float32, and its segmentation.
 
     Raises:
         UnreadableCase: its files cannot be read, or it has voxels that are not finite.
     """
-    image = torch.from_numpy(read_case(dataset, case).astype(np.float32))
+    voxels, segmentation = read_case(dataset, case)
+    image = torch.from_numpy(voxels.astype(np.float32))
     if not image.isfinite().all():
         raise UnreadableCase(f"case {case} has voxels that are not finite")
-    return image
+    return image, segmentation
 
 
 def check_first_stage(dataset: nnUNetBaseDataset) -> None:

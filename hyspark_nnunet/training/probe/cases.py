@@ -14,7 +14,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from hyspark_nnunet.datasets.preprocessed import check_holds_cases, holds_cases, plans_in, preprocessed_folder
-from hyspark_nnunet.training.data.unreadable_cases import UnreadableCase, finite_image
+from hyspark_nnunet.training.data.unreadable_cases import UnreadableCase, finite_case
 from hyspark_nnunet.training.probe.linear_probe import has_labels, with_room
 
 
@@ -44,7 +44,7 @@ class LabelledCases:
     def fault_of(self, key: str) -> str | None:
         """Why a case cannot be used; None: it can."""
         try:
-            finite_image(self.dataset_class(self.folder, [key]), key)
+            finite_case(self.dataset_class(self.folder, [key]), key)
         except UnreadableCase as fault:
             return str(fault)
         return None
